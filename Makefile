@@ -1,0 +1,62 @@
+# Works with GNU make 3.81 and newer and any POSIX shell (on Windows: Git Bash).
+VENV   := .venv
+ifeq ($(OS),Windows_NT)
+PYTHON ?= python
+BIN    := $(VENV)/Scripts
+else
+PYTHON ?= python3
+BIN    := $(VENV)/bin
+endif
+PY     := $(BIN)/python
+STAMP  := $(VENV)/.installed
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install lab course test lint notebooks slides lock clean
+
+help: ## show this list
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+install: $(STAMP) ## make .venv with the exact versions of requirements.lock
+
+# The stamp is written last, so an interrupted install is taken up again.
+$(STAMP): requirements.lock pyproject.toml
+	@py="$(PYTHON)"; if [ -x $(PY) ]; then py=$(PY); fi; \
+	"$$py" -c "import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))" 2>/dev/null || { \
+	  echo "Python 3.10 to 3.13 is needed and '$$py' is not one of these; name one: make install PYTHON=python3.12" >&2; \
+	  exit 1; }
+	@echo "Installing the course into $(VENV): some minutes the first time, and about 6 GB on Linux."
+	@$(PY) -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv $(VENV)
+	@$(PY) -m pip install -q -r requirements.lock
+	@$(PY) -m pip install -q --no-deps -e .
+	@touch $(STAMP)
+
+lab: $(STAMP) ## open the course in JupyterLab
+	$(PY) -m jupyterlab $(if $(CI),--no-browser) notebooks/00_start_here.ipynb
+
+course: $(STAMP) ## run every notebook and time it (PROFILE=smoke|cpu|gpu, ONLY="01 03")
+	$(PY) -m course_lib.run_course $(if $(PROFILE),--profile $(PROFILE)) $(if $(ONLY),--only $(ONLY))
+
+notebooks: $(STAMP) ## the same, and keep the outputs in the notebooks
+	$(PY) -m course_lib.run_course --write $(if $(PROFILE),--profile $(PROFILE)) $(if $(ONLY),--only $(ONLY))
+
+test: $(STAMP) ## all tests, and every notebook in the smoke profile
+	COURSE_PROFILE=smoke $(PY) -m pytest --nbval-lax --nbval-current-env \
+	  --nbval-sanitize-with tests/nbval_sanitize.cfg tests notebooks
+
+lint: $(STAMP) ## ruff: rules and formatting
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+slides: ## build the slide decks
+	bash slides/build.sh
+
+lock: $(STAMP) ## write requirements.lock again (LOCK_FLAGS=--upgrade for the newest versions)
+	$(PY) -m uv pip compile -q --universal --python-version 3.10 --custom-compile-command "make lock" \
+	  $(LOCK_FLAGS) pyproject.toml --extra dev -o requirements.lock
+
+clean: ## remove what was built; .venv stays
+	rm -rf build .pytest_cache .ruff_cache *.egg-info
+	find . -path ./$(VENV) -prune -o -path ./slides/node_modules -prune -o -type d \
+	  \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +

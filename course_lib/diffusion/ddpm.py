@@ -1,0 +1,69 @@
+"""Denoising diffusion: the forward process, its posterior, and the loss.
+
+Derived in: notebooks/01_ddpm_training.ipynb, sections "From a picture to noise" and "Algorithm 1".
+
+An eps model is any callable (xt, t) -> eps_hat: the small UNet here, Stable Diffusion with a prompt, a guided pair.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from course_lib.diffusion.schedule import Schedule
+
+EpsModel = Callable[[Tensor, "Tensor | int"], Tensor]
+
+
+def q_sample(x0: Tensor, t: Tensor | int, eps: Tensor, schedule: Schedule) -> Tensor:
+    """Jump from the clean image straight to time t.
+
+    x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps.  Source: Ho et al. 2020, Eq. 4.
+    x0, eps: (B, C, H, W), the image in [-1, 1].  t: an int or (B,) ints in 0..T.  Returns (B, C, H, W).
+    Derived in: notebooks/01_ddpm_training.ipynb, section "From a picture to noise".
+    """
+    alpha_bar = schedule.at(t, x0)
+    return alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * eps
+
+
+def predict_x0(xt: Tensor, t: Tensor | int, eps_hat: Tensor, schedule: Schedule) -> Tensor:
+    """The clean image that x_t and a predicted noise imply: q_sample solved for x_0.
+
+    x0_hat = (x_t - sqrt(1 - alpha_bar_t) eps_hat) / sqrt(alpha_bar_t).  Source: Ho et al. 2020, Eq. 15.
+    Shapes as in q_sample; not clipped.
+    Derived in: notebooks/01_ddpm_training.ipynb, section "Why predict the noise".
+    """
+    alpha_bar = schedule.at(t, xt)
+    return (xt - (1 - alpha_bar).sqrt() * eps_hat) / alpha_bar.sqrt()
+
+
+def posterior(x0: Tensor, xt: Tensor, t: int, schedule: Schedule, before: int | None = None) -> tuple[Tensor, float]:
+    """Where the image was one step earlier, if both ends are known: a Gaussian.
+
+    mean = sqrt(alpha_bar_{t-1}) beta_t / (1 - alpha_bar_t) x_0 + sqrt(alpha_t) (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t) x_t
+    var  = beta_t (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t).  Source: Ho et al. 2020, Eq. 6 and 7.
+    x0, xt: (B, C, H, W).  t: one int in 1..T.  before: the earlier time, t - 1 unless steps are skipped
+    (alpha_t is then alpha_bar_t / alpha_bar_before).  Returns the mean (B, C, H, W) and the variance, 0 at before = 0.
+    Derived in: notebooks/02_ddpm_sampling.ipynb, section "One step back".
+    """
+    before = t - 1 if before is None else before
+    if not 0 <= before < t <= schedule.T:
+        raise ValueError(f"t: expected 0 <= before < t <= {schedule.T}, got before = {before}, t = {t}")
+    alpha_bar, alpha_bar_before = schedule.alpha_bar[t].item(), schedule.alpha_bar[before].item()
+    alpha = alpha_bar / alpha_bar_before
+    from_x0 = alpha_bar_before**0.5 * (1 - alpha) / (1 - alpha_bar)
+    from_xt = alpha**0.5 * (1 - alpha_bar_before) / (1 - alpha_bar)
+    return from_x0 * x0 + from_xt * xt, (1 - alpha) * (1 - alpha_bar_before) / (1 - alpha_bar)
+
+
+def simple_loss(eps_model: EpsModel, x0: Tensor, schedule: Schedule, generator: torch.Generator | None = None) -> Tensor:
+    """How badly the model guesses the noise, at one random time for each image: the loss of Algorithm 1.
+
+    L = E || eps - eps_theta(x_t, t) ||^2,  t ~ Uniform(1..T),  eps ~ N(0, I).  Source: Ho et al. 2020, Eq. 14.
+    x0: (B, C, H, W) in [-1, 1].  generator: on x0's device.  Returns a scalar, the mean over all numbers.
+    Derived in: notebooks/01_ddpm_training.ipynb, section "Algorithm 1".
+    """
+    t = torch.randint(1, schedule.T + 1, (len(x0),), device=x0.device, generator=generator)
+    eps = torch.randn(x0.shape, device=x0.device, dtype=x0.dtype, generator=generator)
+    eps_hat = eps_model(q_sample(x0, t, eps, schedule), t)
+    return torch.nn.functional.mse_loss(eps_hat.to(eps.dtype), eps)

@@ -1,0 +1,56 @@
+"""Classifier-free guidance: train one network with and without its condition, then exaggerate the difference.
+
+Derived in: notebooks/03_classifier_free_guidance.ipynb.
+"""
+
+import torch
+from torch import Tensor
+
+from course_lib.diffusion.ddpm import EpsModel
+
+
+def drop_condition(label: Tensor, null: int, p: float, generator: torch.Generator | None = None) -> Tensor:
+    """Replace each label by "no label" with probability p, so that one network learns both.
+
+    label: (B,) ints.  null: the number that means "no label".  p: in [0, 1]; the paper uses 0.1 to 0.2.
+    Returns (B,) ints.  Source: Ho & Salimans 2021, Algorithm 1.
+    Derived in: notebooks/03_classifier_free_guidance.ipynb, section "One network, two models".
+    """
+    if not 0 <= p <= 1:
+        raise ValueError(f"p: expected a probability in [0, 1], got {p}")
+    drop = torch.rand(label.shape, device=label.device, generator=generator) < p
+    return torch.where(drop, torch.full_like(label, null), label)
+
+
+def combine(eps_uncond: Tensor, eps_cond: Tensor, w: float) -> Tensor:
+    """eps_tilde = eps_uncond + w (eps_cond - eps_uncond): walk from "any image" through "this class" and beyond.
+
+    w = 0 ignores the condition, w = 1 is the plain conditional model (no guidance), w > 1 exaggerates.
+    Source: Ho & Salimans 2021, Eq. 6; the paper's w is ours minus 1.
+    Derived in: notebooks/03_classifier_free_guidance.ipynb, section "The guided noise".
+    """
+    return eps_uncond + w * (eps_cond - eps_uncond)
+
+
+def guided(model, label: Tensor, w: float, negative: Tensor | None = None) -> EpsModel:
+    """An eps model that draws `label` with guidance scale w.
+
+    model: callable (xt, t, label) -> eps_hat, like UNet; its `num_classes` is the number that means "no label".
+    label: (B,) ints.  negative: (B,) labels to walk away from instead of "no label".
+    At w = 1 the condition alone is evaluated: half the work. Otherwise both halves run as one batch.
+    Derived in: notebooks/03_classifier_free_guidance.ipynb, section "The guided noise".
+    """
+    if negative is None:
+        if getattr(model, "num_classes", None) is None:
+            raise ValueError("model: expected a network with num_classes set (trained with labels), got one without")
+        negative = torch.full_like(label, model.num_classes)
+    if w == 1:
+        return lambda xt, t: model(xt, t, label)
+    both = torch.cat([negative, label])
+
+    def eps_model(xt: Tensor, t: Tensor | int) -> Tensor:
+        t = torch.cat([t, t]) if torch.is_tensor(t) else t
+        eps_uncond, eps_cond = model(torch.cat([xt, xt]), t, both).chunk(2)
+        return combine(eps_uncond, eps_cond, w)
+
+    return eps_model

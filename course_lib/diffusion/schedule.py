@@ -1,0 +1,100 @@
+"""The noise schedule: how much of the image is left at each time t.
+
+Derived in: notebooks/01_ddpm_training.ipynb, section "From a picture to noise".
+
+Everything that diffusion needs to know about noise is one row of numbers, alpha_bar[0..T]. Nothing else is stored;
+beta and alpha are differences of it. `alpha_bar` always has DDPM's meaning (the DDIM paper writes it alpha).
+"""
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+
+class Schedule:
+    """alpha_bar[t] for t = 0..T, where alpha_bar[0] = 1 is the clean image.
+
+    x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps.  Source: Ho et al. 2020, Eq. 4.
+    Times run from 1 to T as in the papers. The numbers stay on the CPU in float64: reading one of them as a Python
+    float never waits for an accelerator, and the samplers need nothing else.
+
+    alpha_bar: (T + 1,) numbers, 1 first, falling, all in (0, 1].
+    Raises ValueError if they do not start at 1 or do not fall.
+    """
+
+    def __init__(self, alpha_bar: Tensor):
+        alpha_bar = torch.as_tensor(alpha_bar, dtype=torch.float64, device="cpu")
+        if alpha_bar.ndim != 1 or len(alpha_bar) < 2 or alpha_bar[0] != 1:
+            raise ValueError(f"alpha_bar: expected a row of T + 1 numbers that starts with 1, got {alpha_bar}")
+        if (alpha_bar.diff() >= 0).any() or (alpha_bar <= 0).any():
+            raise ValueError("alpha_bar: expected numbers that fall with t and stay above 0, got some that do not")
+        self.alpha_bar = alpha_bar
+
+    @property
+    def T(self) -> int:
+        """The number of times; t = T is (almost) pure noise."""
+        return len(self.alpha_bar) - 1
+
+    @property
+    def alpha(self) -> Tensor:
+        """alpha[t] = alpha_bar[t] / alpha_bar[t-1]: the share kept in step t.  (T + 1,), with alpha[0] = 1."""
+        return torch.cat([self.alpha_bar[:1], self.alpha_bar[1:] / self.alpha_bar[:-1]])
+
+    @property
+    def beta(self) -> Tensor:
+        """beta[t] = 1 - alpha[t]: the variance added in step t.  (T + 1,), with beta[0] = 0."""
+        return 1 - self.alpha
+
+    @property
+    def sigma(self) -> Tensor:
+        """sigma[t] = sqrt((1 - alpha_bar) / alpha_bar): noise per unit of signal, the time of the ODE samplers."""
+        return ((1 - self.alpha_bar) / self.alpha_bar).sqrt()
+
+    @lru_cache(maxsize=8)  # noqa: B019  a schedule lives as long as the program, one small copy per device
+    def _on(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        return self.alpha_bar.to(dtype).to(device)
+
+    def at(self, t: Tensor | int, like: Tensor) -> Tensor:
+        """alpha_bar[t], shaped so that it multiplies a batch.
+
+        t: an int or (B,) ints in 0..T.  like: (B, ...) the batch.  Returns (B, 1, 1, ...) in its dtype and device.
+        Raises ValueError for an int outside 0..T (a tensor is not checked: that would wait for the device).
+        """
+        if not torch.is_tensor(t):
+            if not 0 <= t <= self.T:
+                raise ValueError(f"t: expected a time in 0..{self.T}, got {t}")
+            t = torch.full((len(like),), t, device=like.device)
+        dtype = like.dtype if like.is_floating_point() else torch.float32
+        return self._on(like.device, dtype)[t].reshape(-1, *[1] * (like.ndim - 1))
+
+    def times(self, steps: int) -> list[int]:
+        """Which times a sampler visits: `steps` of 1..T, evenly spaced, from T down to the last before 0.
+
+        t_i = 1 + floor(T / steps) * i, DDIM's "leading" choice, as diffusers counts it.
+        Raises ValueError unless 1 <= steps <= T.
+        """
+        if not 1 <= steps <= self.T:
+            raise ValueError(f"steps: expected 1..{self.T} (the schedule has T = {self.T}), got {steps}")
+        return [1 + (self.T // steps) * i for i in reversed(range(steps))]
+
+
+def _from_beta(beta: Tensor) -> Schedule:
+    return Schedule(torch.cat([torch.ones(1, dtype=torch.float64), (1 - beta).cumprod(0)]))
+
+
+def linear(T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
+    """beta rises in a straight line.  Source: Ho et al. 2020, section 4 (the default numbers are theirs)."""
+    return _from_beta(torch.linspace(beta_start, beta_end, T, dtype=torch.float64))
+
+
+def scaled_linear(T: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> Schedule:
+    """sqrt(beta) rises in a straight line.  Source: Rombach et al. 2022; the default numbers are Stable Diffusion 1's."""
+    return _from_beta(torch.linspace(beta_start**0.5, beta_end**0.5, T, dtype=torch.float64) ** 2)
+
+
+def cosine(T: int = 1000, s: float = 0.008, beta_max: float = 0.999) -> Schedule:
+    """alpha_bar falls like cos^2.  Source: Nichol & Dhariwal 2021, Eq. 17, with beta clipped at 0.999 as there."""
+    f = torch.cos((torch.linspace(0, 1, T + 1, dtype=torch.float64) + s) / (1 + s) * math.pi / 2) ** 2
+    return _from_beta((1 - f[1:] / f[:-1]).clamp(max=beta_max))

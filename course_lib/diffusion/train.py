@@ -1,0 +1,138 @@
+"""The training loop of Algorithm 1, with what a long run needs: averaging, resuming, several processes.
+
+Derived in: notebooks/01_ddpm_training.ipynb, section "Algorithm 1".
+"""
+
+import copy
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from course_lib.diffusion.ddpm import simple_loss
+from course_lib.diffusion.guidance import drop_condition
+from course_lib.diffusion.schedule import Schedule
+
+
+class EMA:
+    """An exponential moving average of the weights: the last weights are noisy, their average draws better.
+
+    shadow <- d shadow + (1 - d) weights.  Source: Ho et al. 2020, appendix B (d = 0.9999 over 800,000 steps).
+    Differs from the paper: d grows as (1 + n) / (10 + n) up to `decay`, so that a short run is averaged too.
+    `ema.model` is the averaged copy.
+    Derived in: notebooks/01_ddpm_training.ipynb, section "Algorithm 1".
+    """
+
+    def __init__(self, model: nn.Module, decay: float = 0.999):
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.decay, self.updates = decay, 0
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - decay)
+
+
+class Training:
+    """Algorithm 1 on a set of images held in memory: `for step, loss in training.steps(500): ...`
+
+    Every random number of step n (which images, flips, times, noises, dropped labels) comes from a generator seeded
+    with (seed, n, process). So a step needs no history: a run that was killed goes on bit for bit from its last save.
+    Source: Ho et al. 2020, Algorithm 1; labels are dropped as in Ho & Salimans 2021, Algorithm 1.
+
+    images: (N, C, H, W) uint8.  labels: (N,) ints or None.  total_steps: where the learning rate reaches 0 after
+    falling over the last `cooldown` share of the steps; None keeps it constant.  p_drop: share of labels dropped.
+    """
+
+    def __init__(
+        self, model: nn.Module, schedule: Schedule, images: Tensor, labels: Tensor | None = None, *,
+        batch_size: int = 64, lr: float = 4e-4, warmup: int = 200, total_steps: int | None = None, cooldown: float = 0.3,
+        p_drop: float = 0.1, flip: bool = True, ema_decay: float = 0.999, clip: float = 1.0, seed: int = 0,
+        accelerator: Accelerator | None = None,
+    ):  # fmt: skip
+        if images.dtype != torch.uint8 or images.ndim != 4:
+            raise ValueError(f"images: expected uint8 (N, C, H, W), got {images.dtype} {tuple(images.shape)}")
+        if labels is not None and len(labels) != len(images):
+            raise ValueError(f"labels: expected one per image ({len(images)}), got {len(labels)}")
+        self.accelerator = accelerator or Accelerator()
+        device = self.accelerator.device
+        self.net = model.to(device, memory_format=torch.channels_last).train()
+        self.ema = EMA(self.net, ema_decay)
+        # fused: one kernel updates all weights, instead of several for each of them
+        optimizer = torch.optim.AdamW(self.net.parameters(), lr=lr, weight_decay=0.0, fused=device.type != "mps")
+        self.model, self.optimizer = self.accelerator.prepare(self.net, optimizer)
+        self.schedule, self.images, self.labels = schedule, images.to(device), labels
+        if labels is not None:
+            self.labels = torch.as_tensor(labels).long().to(device)
+        self.batch_size, self.lr, self.warmup, self.total_steps, self.cooldown = batch_size, lr, warmup, total_steps, cooldown
+        self.p_drop, self.flip, self.clip, self.seed = p_drop, flip, clip, seed
+        self.step = 0
+
+    def learning_rate(self, step: int) -> float:
+        """Rises over `warmup` steps, stays, and falls in a straight line to 0 over the last `cooldown` share."""
+        rate = min(1.0, step / self.warmup) if self.warmup else 1.0
+        if self.total_steps:
+            rate = min(rate, max(0.0, (self.total_steps - step) / (self.cooldown * self.total_steps)))
+        return self.lr * rate
+
+    def batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """Draw (B, C, H, W) images in [-1, 1], half of them mirrored, and (B,) labels, some of them dropped."""
+        device, B = self.images.device, self.batch_size
+        rows = torch.randint(len(self.images), (B,), device=device, generator=generator)
+        x0 = self.images[rows].float() / 127.5 - 1
+        if self.flip:
+            mirrored = torch.rand((B, 1, 1, 1), device=device, generator=generator) < 0.5
+            x0 = torch.where(mirrored, x0.flip(-1), x0)
+        x0 = x0.contiguous(memory_format=torch.channels_last)
+        if self.labels is None:
+            return x0, None
+        return x0, drop_condition(self.labels[rows], self.net.num_classes, self.p_drop, generator)
+
+    def steps(self, count: int) -> Iterator[tuple[int, Tensor]]:
+        """Train `count` steps; yields (step, loss) after each. The loss stays on the device: read it now and then."""
+        generator = torch.Generator(device=self.accelerator.device)
+        for _ in range(count):
+            self.step += 1
+            # hashed, because torch's CPU generator looks at the low 32 bits of a seed only
+            key = np.random.SeedSequence([self.seed, self.accelerator.process_index, self.step])
+            generator.manual_seed(int(key.generate_state(1)[0]))
+            x0, label = self.batch(generator)
+            with self.accelerator.autocast():
+                loss = simple_loss(lambda xt, t: self.model(xt, t, label), x0, self.schedule, generator)  # noqa: B023
+            self.accelerator.backward(loss)
+            self.accelerator.clip_grad_norm_(self.net.parameters(), self.clip)
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.learning_rate(self.step)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            self.ema.update(self.net)
+            yield self.step, loss.detach()
+
+    def save(self, path: str | Path, **extra) -> None:
+        """Write everything that the next step needs, in one go: a kill in the middle leaves the old file whole."""
+        if not self.accelerator.is_main_process:
+            return
+        state = dict(step=self.step, updates=self.ema.updates, net=self.net.state_dict(), ema=self.ema.model.state_dict(),
+                     optimizer=self.optimizer.state_dict(), seed=self.seed, batch_size=self.batch_size, extra=extra)  # fmt: skip
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(state, path.with_suffix(".tmp"))
+        os.replace(path.with_suffix(".tmp"), path)
+
+    def load(self, path: str | Path) -> dict:
+        """Go on where `save` left off. Returns the extra values saved. Raises ValueError if the settings differ."""
+        state = torch.load(path, map_location=self.accelerator.device, weights_only=True)
+        for name in ("seed", "batch_size"):
+            if state[name] != getattr(self, name):
+                raise ValueError(f"{name}: {path} was written with {state[name]}, got {getattr(self, name)}; "
+                                 "resume with the same value or start in a new folder")  # fmt: skip
+        self.net.load_state_dict(state["net"])
+        self.ema.model.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.ema.updates = state["step"], state["updates"]
+        return state["extra"]

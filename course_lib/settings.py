@@ -1,0 +1,56 @@
+"""Where things are, and how large a run this machine is given.
+
+Explained in: notebooks/00_start_here.ipynb, section "Your machine".
+
+COURSE_PROFILE is smoke, cpu or gpu: `smoke` proves that every cell runs, `cpu` is for a laptop, `gpu` for CUDA or MPS.
+COURSE_CACHE is the folder for what can be made again (default ~/.cache/personalization-course).
+"""
+
+import os
+from pathlib import Path
+
+import torch
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+CHECKPOINTS = REPOSITORY / "data" / "checkpoints"
+RESULTS = REPOSITORY / "data" / "results"
+PROFILES = ("smoke", "cpu", "gpu")
+
+
+def cache_dir() -> Path:
+    """The folder for data that can be made or downloaded again."""
+    return Path(os.environ.get("COURSE_CACHE") or Path.home() / ".cache" / "personalization-course").expanduser()
+
+
+def device() -> torch.device:
+    """The fastest device here: CUDA, else Apple's MPS, else the CPU. The profiles smoke and cpu stay on the CPU."""
+    if profile() != "gpu":
+        return torch.device("cpu")
+    return torch.device(_accelerator() or "cpu")
+
+
+def _accelerator() -> str | None:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else None
+
+
+def profile() -> str:
+    """smoke, cpu or gpu: from COURSE_PROFILE, else gpu where there is an accelerator, else cpu.
+
+    Raises ValueError if COURSE_PROFILE is anything else.
+    """
+    chosen = os.environ.get("COURSE_PROFILE") or ("gpu" if _accelerator() else "cpu")
+    if chosen not in PROFILES:
+        raise ValueError(f"COURSE_PROFILE: expected one of {', '.join(PROFILES)}, got {chosen!r}")
+    return chosen
+
+
+def pick(**sizes):
+    """Choose a size for this profile: `steps = pick(smoke=2, cpu=200, gpu=2000)`.
+
+    Raises ValueError if a profile is left out or unknown.
+    """
+    if set(sizes) != set(PROFILES):
+        raise ValueError(f"sizes: expected exactly {', '.join(PROFILES)}, got {', '.join(sizes) or 'nothing'}")
+    return sizes[profile()]

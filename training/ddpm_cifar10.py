@@ -1,0 +1,79 @@
+"""Train the class-conditional DDPM of Part 1, with dropped labels: one model for unconditional, conditional, guided.
+
+    python training/ddpm_cifar10.py --data /path/to/cifar10.npz --minutes 90
+    accelerate launch --num_processes 2 training/ddpm_cifar10.py ...
+
+Runs on any device. It can be stopped at any time (Ctrl-C, kill -9): the same command goes on from the last save.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from course_lib.data import cifar10
+from course_lib.diffusion import schedule
+from course_lib.diffusion.train import Training
+from course_lib.diffusion.unet import UNet
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="CIFAR-10: an .npz or the official folder (default: COURSE_CIFAR10)")
+    parser.add_argument("--toybox", action="store_true", help="train on Toybox-10 instead")
+    parser.add_argument("--out", type=Path, default=Path("runs/ddpm_cifar10"), help="where state and samples go")
+    parser.add_argument("--minutes", type=float, default=60, help="stop after this long (default 60)")
+    parser.add_argument("--steps", type=int, default=100_000, help="all steps; the learning rate falls over the last 30%%")
+    parser.add_argument("--batch-size", type=int, default=64, help="images a step and process")
+    parser.add_argument("--lr", type=float, default=6e-4)
+    parser.add_argument("--channels", type=int, nargs="+", default=[64, 128, 192])
+    parser.add_argument("--patch", type=int, default=2)
+    parser.add_argument("--ema", type=float, default=0.999)
+    parser.add_argument("--precision", choices=["no", "bf16", "fp16"], default="bf16")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
+    parser.add_argument("--save-every", type=float, default=3, help="minutes between saves")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    data = cifar10.toybox10() if args.toybox else cifar10.load(args.data)
+    model = UNet(channels=tuple(args.channels), attention=(False, True, False), patch=args.patch, num_classes=10)
+    training = Training(
+        model, schedule.linear(), data.train_images, data.train_labels, batch_size=args.batch_size, lr=args.lr,
+        total_steps=args.steps, ema_decay=args.ema, seed=args.seed, accelerator=Accelerator(mixed_precision=args.precision),
+    )  # fmt: skip
+    state, log = args.out / "state.pt", args.out / "log.jsonl"
+    args.out.mkdir(parents=True, exist_ok=True)
+    minutes_before = 0.0
+    if state.is_file():
+        minutes_before = training.load(state)["minutes"]
+        print(f"going on from step {training.step:,} ({minutes_before:.0f} minutes so far)", flush=True)
+
+    start = saved = time.time()
+    total = torch.zeros((), device=training.images.device)
+    for step, loss in training.steps(args.steps - training.step):
+        total += loss
+        if step % 100 == 0:
+            minutes = minutes_before + (time.time() - start) / 60
+            row = dict(step=step, loss=round(total.item() / 100, 5), minutes=round(minutes, 2))
+            total.zero_()
+            print(row, flush=True)
+            with log.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        if time.time() - saved > 60 * args.save_every or time.time() - start > 60 * args.minutes or step == args.steps:
+            training.save(state, minutes=minutes_before + (time.time() - start) / 60)
+            saved = time.time()
+        if time.time() - start > 60 * args.minutes:
+            break
+
+
+if __name__ == "__main__":
+    main()
