@@ -9,11 +9,13 @@ BIN    := $(VENV)/bin
 endif
 PY     := $(BIN)/python
 STAMP  := $(VENV)/.installed
+# Jupyter refuses the root user unless told; in a container everybody is root.
+ROOT   := $(if $(filter 0,$(shell id -u 2>/dev/null)),--allow-root)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install lab course test lint notebooks slides lock clean
+.PHONY: help install lab course test lint notebooks readme slides lock clean
 
 help: ## show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -33,7 +35,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch $(STAMP)
 
 lab: $(STAMP) ## open the course in JupyterLab
-	$(PY) -m jupyterlab $(if $(CI),--no-browser) notebooks/00_start_here.ipynb
+	$(PY) -m jupyterlab $(if $(CI),--no-browser) $(ROOT) notebooks/00_start_here.ipynb
 
 course: $(STAMP) ## run every notebook and time it (PROFILE=smoke|cpu|gpu, ONLY="01 03")
 	$(PY) -m course_lib.run_course $(if $(PROFILE),--profile $(PROFILE)) $(if $(ONLY),--only $(ONLY))
@@ -48,6 +50,9 @@ test: $(STAMP) ## all tests, and every notebook in the smoke profile
 lint: $(STAMP) ## ruff: rules and formatting
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+
+readme: $(STAMP) ## fill the tables of README.md from data/results/ and data/checkpoints/
+	$(PY) benchmarks/readme.py
 
 slides: ## build the slide decks
 	bash slides/build.sh

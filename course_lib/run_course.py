@@ -108,19 +108,29 @@ def run_notebook(path, write):
     return {"notebook": path.name, "ok": not error, "seconds": seconds, "peak_mib": peak[0] >> 20}
 
 
-def conditions(profile):
+def conditions():
     """When, in which profile and on what the notebooks ran."""
     import torch  # here, so that --help is quick
 
-    cuda = torch.cuda.is_available()
+    from course_lib import settings
+
     return {
-        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "profile": profile or os.environ.get("COURSE_PROFILE") or ("gpu" if cuda else "cpu"),
-        "device": torch.cuda.get_device_name() if cuda else f"CPU ({platform.machine()})",
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "profile": settings.profile(),
+        "device": settings.device_name(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "cores": os.cpu_count(),
     }
+
+
+def keep(report):
+    """Merges the rows of this run into data/results/course_<profile>.json, which the README's table is made from."""
+    path = REPO / "data" / "results" / f"course_{report['profile']}.json"
+    earlier = json.loads(path.read_text(encoding="utf-8"))["notebooks"] if path.is_file() else []
+    rows = {row["notebook"]: row for row in [*earlier, *report["notebooks"]]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    merged = {**report, "notebooks": [rows[name] for name in sorted(rows)]}
+    path.write_text(json.dumps(merged, indent=1) + "\n", encoding="utf-8")
 
 
 def main():
@@ -137,7 +147,9 @@ def main():
         os.environ["COURSE_PROFILE"] = args.profile  # the kernels inherit it
     BUILD.mkdir(exist_ok=True)
     run = [run_notebook(path, args.write) for path in paths if path.name.startswith(tuple(args.only))]
-    report = {**conditions(args.profile), "notebooks": run}
+    report = {**conditions(), "notebooks": run}
+    if args.write:
+        keep(report)
     (BUILD / "course.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print("\n" + ", ".join(f"{key} {value}" for key, value in report.items() if key != "notebooks"))
     for row in run:

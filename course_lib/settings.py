@@ -35,6 +35,14 @@ def _accelerator() -> str | None:
     return "mps" if torch.backends.mps.is_available() else None
 
 
+def device_name() -> str:
+    """What this machine computes with, for the record beside a figure: "CPU, 2 cores" or the name of the GPU."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return "Apple MPS" if torch.backends.mps.is_available() else f"CPU, {cores} core{'s' if cores != 1 else ''}"
+
+
 def profile() -> str:
     """smoke, cpu or gpu: from COURSE_PROFILE, else gpu where there is an accelerator, else cpu.
 

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from course_lib.data import toybox
-from course_lib.data.toybox import CLASSES, COLOURS, PATTERNS, SCENES, Spec, caption, render, sample_spec, toybox10
+from course_lib.data.toybox import CLASSES, Spec, caption, render, sample_spec, toybox10
+from course_lib.data.toybox_pen import COLOURS, PATTERNS
+from course_lib.data.toybox_scenes import SCENES
 
 # Mean red, green and blue of the first sample of each noun at 32 px. We compare these with a tolerance of 3 grey levels
 # and not a hash of the pixels, because Pillow versions round polygon and line edges differently by a pixel; a change

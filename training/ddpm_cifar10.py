@@ -7,17 +7,21 @@ Runs on any device. It can be stopped at any time (Ctrl-C, kill -9): the same co
 """
 
 import argparse
+import datetime
 import json
 import time
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from PIL import Image
 
+from course_lib import plots
 from course_lib.data import cifar10
-from course_lib.diffusion import schedule
+from course_lib.diffusion import checkpoint, guidance, samplers, schedule
 from course_lib.diffusion.train import Training
 from course_lib.diffusion.unet import UNet
+from course_lib.settings import device_name
 
 
 def arguments() -> argparse.Namespace:
@@ -25,8 +29,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", help="CIFAR-10: an .npz or the official folder (default: COURSE_CIFAR10)")
     parser.add_argument("--toybox", action="store_true", help="train on Toybox-10 instead")
     parser.add_argument("--out", type=Path, default=Path("runs/ddpm_cifar10"), help="where state and samples go")
+    parser.add_argument("--ship", type=Path, help="where the averaged weights go at the end (data/checkpoints/...)")
     parser.add_argument("--minutes", type=float, default=60, help="stop after this long (default 60)")
-    parser.add_argument("--steps", type=int, default=100_000, help="all steps; the learning rate falls over the last 30%%")
+    parser.add_argument(
+        "--steps", type=int, default=100_000, help="all steps; the learning rate falls over the last 30%%"
+    )
     parser.add_argument("--batch-size", type=int, default=64, help="images a step and process")
     parser.add_argument("--lr", type=float, default=6e-4)
     parser.add_argument("--channels", type=int, nargs="+", default=[64, 128, 192])
@@ -69,10 +76,36 @@ def main() -> None:
             with log.open("a") as file:
                 file.write(json.dumps(row) + "\n")
         if time.time() - saved > 60 * args.save_every or time.time() - start > 60 * args.minutes or step == args.steps:
-            training.save(state, minutes=minutes_before + (time.time() - start) / 60)
+            minutes = minutes_before + (time.time() - start) / 60
+            training.save(state, minutes=minutes)
+            draw(training, args.out / f"samples_{step:06d}.png")
             saved = time.time()
         if time.time() - start > 60 * args.minutes:
             break
+    if args.ship and training.accelerator.is_main_process:
+        ship(training, data, args)
+
+
+def draw(training: Training, path: Path) -> None:
+    """Four samples of each class (w = 2, 25 DDIM steps), the same noise each time: the run in pictures."""
+    device = training.images.device
+    label = torch.arange(40, device=device) // 4
+    x_T = torch.randn(40, 3, 32, 32, generator=torch.Generator().manual_seed(1)).to(device)
+    with training.accelerator.autocast():
+        x0 = samplers.last(samplers.ddim(guidance.guided(training.ema.model, label, w=2), x_T, training.schedule, 25))
+    Image.fromarray(plots.montage(x0.float(), columns=10)).save(path)
+
+
+def ship(training: Training, data: cifar10.Dataset, args: argparse.Namespace) -> None:
+    """Write the averaged weights with all that is needed to know where they come from."""
+    rows = [json.loads(line) for line in (args.out / "log.jsonl").read_text().splitlines()]
+    checkpoint.save(training.ema.model, args.ship, dict(
+        made_by="training/ddpm_cifar10.py", data=f"{data.name} ({data.source})", schedule="linear", T=1000,
+        steps=training.step, batch_size=args.batch_size, lr=args.lr, ema=args.ema, seed=args.seed,
+        precision=args.precision, minutes=round(rows[-1]["minutes"], 1), device=device_name(),
+        threads=torch.get_num_threads(), torch=torch.__version__, date=datetime.date.today().isoformat(),
+        last_losses=[row["loss"] for row in rows[-5:]],
+    ))  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from course_lib.data import toybox
-from course_lib.settings import cache_dir
+from course_lib.settings import cache_dir, pick
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -69,8 +69,12 @@ def load(path: str | Path | None = None, download: bool = False, verbose: bool =
 
 
 def toybox10() -> Dataset:
-    """Toybox-10: ten kinds of drawn things, same sizes and API as CIFAR-10. Rendered once, then cached."""
-    arrays = toybox.toybox10(cache_dir=cache_dir())
+    """Toybox-10: ten kinds of drawn things, same sizes and API as CIFAR-10. Rendered once, then cached.
+
+    In the profile smoke only 1,500 + 400 of them are drawn.
+    """
+    train, test = pick(smoke=(1_500, 400), cpu=(50_000, 10_000), gpu=(50_000, 10_000))
+    arrays = toybox.toybox10(train, test, cache_dir=cache_dir())
     return _dataset("Toybox-10", "the renderer of this course (no CIFAR-10 found)", toybox.CLASSES, arrays)
 
 
@@ -93,7 +97,9 @@ def _from_npz(path: Path) -> Dataset:
     except ValueError as error:
         if str(error).startswith("path:"):
             raise
-        raise ValueError(f"path: {path} is not a plain .npz of number arrays ({error}); pickles are not opened") from error
+        raise ValueError(
+            f"path: {path} is not a plain .npz of number arrays ({error}); pickles are not opened"
+        ) from error
     except Exception as error:  # a cut-off zip fails in many ways: BadZipFile, EOFError, zlib.error, OSError
         raise ValueError(f"path: {path} is damaged or not an .npz file ({error}); copy or download it again") from error
     return _dataset("CIFAR-10", path.name, CLASSES, arrays)

@@ -50,7 +50,7 @@ def load(folder: str | Path, device: torch.device | str = "cpu", model_class: ty
         raise ValueError(f"folder: expected a {model_class.__name__}, but {folder} holds a {kind}")
     expected = json.loads((folder / "provenance.json").read_text())["files"][WEIGHTS]["sha256"]
     if sha256(folder / WEIGHTS) != expected:
-        raise ValueError(f"folder: {folder / WEIGHTS} is damaged (its SHA-256 differs from provenance.json); restore it")
+        raise ValueError(f"folder: {folder / WEIGHTS} is damaged (SHA-256 differs from provenance.json); restore it")
     model = model_class(**config)
     model.load_state_dict({name: value.float() for name, value in load_file(folder / WEIGHTS).items()})
     return model.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)

@@ -40,7 +40,8 @@ def predict_x0(xt: Tensor, t: Tensor | int, eps_hat: Tensor, schedule: Schedule)
 def posterior(x0: Tensor, xt: Tensor, t: int, schedule: Schedule, before: int | None = None) -> tuple[Tensor, float]:
     """Where the image was one step earlier, if both ends are known: a Gaussian.
 
-    mean = sqrt(alpha_bar_{t-1}) beta_t / (1 - alpha_bar_t) x_0 + sqrt(alpha_t) (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t) x_t
+    mean = sqrt(alpha_bar_{t-1}) beta_t / (1 - alpha_bar_t) x_0
+         + sqrt(alpha_t) (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t) x_t
     var  = beta_t (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t).  Source: Ho et al. 2020, Eq. 6 and 7.
     x0, xt: (B, C, H, W).  t: one int in 1..T.  before: the earlier time, t - 1 unless steps are skipped
     (alpha_t is then alpha_bar_t / alpha_bar_before).  Returns the mean (B, C, H, W) and the variance, 0 at before = 0.
@@ -56,7 +57,9 @@ def posterior(x0: Tensor, xt: Tensor, t: int, schedule: Schedule, before: int | 
     return from_x0 * x0 + from_xt * xt, (1 - alpha) * (1 - alpha_bar_before) / (1 - alpha_bar)
 
 
-def simple_loss(eps_model: EpsModel, x0: Tensor, schedule: Schedule, generator: torch.Generator | None = None) -> Tensor:
+def simple_loss(
+    eps_model: EpsModel, x0: Tensor, schedule: Schedule, generator: torch.Generator | None = None
+) -> Tensor:
     """How badly the model guesses the noise, at one random time for each image: the loss of Algorithm 1.
 
     L = E || eps - eps_theta(x_t, t) ||^2,  t ~ Uniform(1..T),  eps ~ N(0, I).  Source: Ho et al. 2020, Eq. 14.

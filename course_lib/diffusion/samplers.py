@@ -108,10 +108,10 @@ def heun(eps_model: EpsModel, x_T: Tensor, schedule: Schedule, steps: int = 25, 
 
 def last(steps: Iterable[tuple[int, Tensor, Tensor]]) -> Tensor:
     """Run a sampler to its end and return the sample: `last(ddim(...))`."""
-    xt = None
+    sample = None
     for _, xt, _ in steps:
-        pass
-    return xt
+        sample = xt
+    return sample
 
 
 def _noise_like(x: Tensor, generator: torch.Generator | None) -> Tensor:

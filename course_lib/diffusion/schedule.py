@@ -90,7 +90,7 @@ def linear(T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> S
 
 
 def scaled_linear(T: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> Schedule:
-    """sqrt(beta) rises in a straight line.  Source: Rombach et al. 2022; the default numbers are Stable Diffusion 1's."""
+    """sqrt(beta) rises in a straight line.  Source: Rombach et al. 2022; the defaults are Stable Diffusion 1's."""
     return _from_beta(torch.linspace(beta_start**0.5, beta_end**0.5, T, dtype=torch.float64) ** 2)
 
 

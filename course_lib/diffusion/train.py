@@ -41,8 +41,8 @@ class EMA:
 class Training:
     """Algorithm 1 on a set of images held in memory: `for step, loss in training.steps(500): ...`
 
-    Every random number of step n (which images, flips, times, noises, dropped labels) comes from a generator seeded
-    with (seed, n, process). So a step needs no history: a run that was killed goes on bit for bit from its last save.
+    Every random number of step n (images, flips, times, noises, dropped labels) comes from a generator seeded with
+    (seed, process, n). So a step needs no history: a run that was killed goes on bit for bit from its last save.
     Source: Ho et al. 2020, Algorithm 1; labels are dropped as in Ho & Salimans 2021, Algorithm 1.
 
     images: (N, C, H, W) uint8.  labels: (N,) ints or None.  total_steps: where the learning rate reaches 0 after
@@ -51,7 +51,8 @@ class Training:
 
     def __init__(
         self, model: nn.Module, schedule: Schedule, images: Tensor, labels: Tensor | None = None, *,
-        batch_size: int = 64, lr: float = 4e-4, warmup: int = 200, total_steps: int | None = None, cooldown: float = 0.3,
+        batch_size: int = 64, lr: float = 4e-4, warmup: int = 200, total_steps: int | None = None,
+        cooldown: float = 0.3,
         p_drop: float = 0.1, flip: bool = True, ema_decay: float = 0.999, clip: float = 1.0, seed: int = 0,
         accelerator: Accelerator | None = None,
     ):  # fmt: skip
@@ -69,7 +70,8 @@ class Training:
         self.schedule, self.images, self.labels = schedule, images.to(device), labels
         if labels is not None:
             self.labels = torch.as_tensor(labels).long().to(device)
-        self.batch_size, self.lr, self.warmup, self.total_steps, self.cooldown = batch_size, lr, warmup, total_steps, cooldown
+        self.batch_size, self.lr, self.warmup = batch_size, lr, warmup
+        self.total_steps, self.cooldown = total_steps, cooldown
         self.p_drop, self.flip, self.clip, self.seed = p_drop, flip, clip, seed
         self.step = 0
 
@@ -117,8 +119,10 @@ class Training:
         """Write everything that the next step needs, in one go: a kill in the middle leaves the old file whole."""
         if not self.accelerator.is_main_process:
             return
-        state = dict(step=self.step, updates=self.ema.updates, net=self.net.state_dict(), ema=self.ema.model.state_dict(),
-                     optimizer=self.optimizer.state_dict(), seed=self.seed, batch_size=self.batch_size, extra=extra)  # fmt: skip
+        state = dict(
+            step=self.step, updates=self.ema.updates, seed=self.seed, batch_size=self.batch_size, extra=extra,
+            net=self.net.state_dict(), ema=self.ema.model.state_dict(), optimizer=self.optimizer.state_dict(),
+        )  # fmt: skip
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(state, path.with_suffix(".tmp"))

@@ -162,7 +162,9 @@ class UNet(nn.Module):
         nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.bias)
 
-    def forward(self, xt: Tensor, t: Tensor | int, label: Tensor | None = None, context: Tensor | None = None) -> Tensor:
+    def forward(
+        self, xt: Tensor, t: Tensor | int, label: Tensor | None = None, context: Tensor | None = None
+    ) -> Tensor:
         """Predict the noise.
 
         xt: (B, C, H, W), H and W divisible by 2^(levels - 1).  t: an int or (B,) ints in 1..T.

@@ -1,0 +1,107 @@
+"""Fill the tables of README.md from data/results/ and data/checkpoints/: no figure in it is typed by hand.
+
+python benchmarks/readme.py            write them
+python benchmarks/readme.py --check    say whether they are up to date (exit status 1 if not)
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+
+REPO = Path(__file__).resolve().parents[1]
+RESULTS, CHECKPOINTS = REPO / "data" / "results", REPO / "data" / "checkpoints"
+
+
+def read(name: str) -> dict:
+    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
+
+
+def table(*rows: tuple) -> str:
+    head, *body = [[str(cell) for cell in row] for row in rows]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *body])
+
+
+def notebooks() -> str:
+    """Title, time and memory of each notebook, from the run that wrote its outputs (`make notebooks`)."""
+    run = read("course_cpu.json")
+    rows = []
+    for row in run["notebooks"]:
+        top = nbformat.read(REPO / "notebooks" / row["notebook"], as_version=4).cells[0].source
+        title = re.search(r"^# (.+)$", top, re.M).group(1)
+        minutes, memory = f"{row['seconds'] / 60:.1f}", f"{row['peak_mib'] / 1024:.1f} GiB"
+        rows.append((f"[{row['notebook'][:-6]}](notebooks/{row['notebook']})", title, minutes, memory))
+    note = f"Measured by `make notebooks PROFILE=cpu`: {run['device']}, torch {run['torch']}, {run['date']}."
+    return table(("notebook", "what it is about", "minutes", "memory"), *rows) + f"\n\n{note}"
+
+
+def checkpoints() -> str:
+    """What is in data/checkpoints, from the provenance beside each."""
+    rows = []
+    for path in sorted(CHECKPOINTS.glob("*/provenance.json")):
+        note = json.loads(path.read_text(encoding="utf-8"))
+        size = sum(file.stat().st_size for file in path.parent.glob("*.safetensors")) / 1e6
+        trained = f"{note['steps']:,} steps of {note['batch_size']}" if "steps" in note else f"{note['epochs']} epochs"
+        rows.append((
+            f"`{path.parent.name}`", note["data"].split(" (")[0], trained,
+            f"{note['minutes']:.0f} min, {note['device']}, {note['threads']} thread{'s' * (note['threads'] > 1)}",
+            f"{size:.1f} MB", f"`{note['made_by']}`", note["date"],
+        ))  # fmt: skip
+    return table(("checkpoint", "data", "training", "time", "size", "made by", "date"), *rows)
+
+
+def quality() -> str:
+    """The measured quality of the CIFAR-10 model, with what real pictures reach beside it."""
+    result = read("ddpm_cifar10.json")
+    main, real, training = result["main"], result["real"], result["training"]
+    plain = next(row for row in result["guidance"] if row["w"] == 1)
+    judge = json.loads((CHECKPOINTS / "classifier-cifar10" / "provenance.json").read_text(encoding="utf-8"))["quality"]
+    rows = [
+        ("pictures", "Fréchet distance", "class accuracy"),
+        (f"{main['n']:,} samples, w = {main['w']:g}, {main['steps']} DDIM steps", f"{main['frechet']:.1f}",
+         f"{main['accuracy']:.1%} ± {main['accuracy_ci95']:.1%}"),
+        (f"{plain['n']:,} samples, no guidance (w = 1)", f"{plain['frechet']:.1f}",
+         f"{plain['accuracy']:.1%} ± {plain['accuracy_ci95']:.1%}"),
+        ("10,000 real test pictures", f"{real['test_images_to_train']:.1f}", f"{real['accuracy']:.1%}"),
+        (f"{plain['n']:,} of them", f"{real['test_images_n_sweep_to_train']:.1f}", ""),
+        ("two halves of the real training pictures: the floor", f"{real['floor_two_halves']:.2f}", ""),
+    ]  # fmt: skip
+    exact = f"{judge['exact_test_accuracy']:.1%} on {judge['exact_test_images']:,} pixel-exact test pictures"
+    note = (
+        f"Measured by `training/evaluate_cifar10.py`: seed {result['seed']}, {result['device']}, {result['date']}; the "
+        f"model had trained {training['minutes']:.0f} minutes on {training['device']}. The classifier: {exact}."
+    )
+    return table(*rows) + f"\n\n{note}"
+
+
+def speed() -> str:
+    """Ratios measured in one run of benchmarks/part1.py."""
+    run = read("benchmark_part1.json")
+    rows = [(row["what"], row["value"], row["target"]) for row in run["rows"]]
+    note = f"Measured by `python benchmarks/part1.py`: {run['device']}, torch {run['torch']}, {run['date']}."
+    return table(("what", "measured", "target"), *rows) + f"\n\n{note}"
+
+
+def filled(text: str) -> str:
+    """README's text with each table between its marks written anew."""
+    for part in (notebooks, checkpoints, quality, speed):
+        pattern = rf"(<!-- table: {part.__name__} -->\n).*?(<!-- end -->)"
+        text, count = re.subn(pattern, lambda m: m.group(1) + part() + "\n" + m.group(2), text, flags=re.S)  # noqa: B023
+        if count != 1:
+            raise SystemExit(f"README.md: expected one place marked `table: {part.__name__}`, found {count}")
+    return text
+
+
+def main() -> None:
+    path = REPO / "README.md"
+    before = path.read_text(encoding="utf-8")
+    after = filled(before)
+    if "--check" in sys.argv:
+        raise SystemExit(0 if after == before else "README.md: its tables are old; run `make readme`")
+    path.write_text(after, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

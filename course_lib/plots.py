@@ -1,0 +1,106 @@
+"""Pictures in a notebook: grids of images, curves in colours that everybody can tell apart, alt text.
+
+Used by: notebooks/00_start_here.ipynb and every notebook after it.
+"""
+
+import io
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+# Okabe & Ito 2008: eight colours that stay apart for colour-blind readers. The first three do most of the work.
+BLUE, ORANGE, GREEN, PINK = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
+SKY, RED, YELLOW, BLACK = "#56B4E9", "#D55E00", "#F0E442", "#000000"
+PALETTE = (BLUE, ORANGE, GREEN, PINK, SKY, RED, BLACK)
+
+STYLE = {
+    "axes.prop_cycle": plt.cycler(color=PALETTE),
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "font.size": 10,
+    "figure.dpi": 100,
+    "legend.frameon": False,
+}
+
+
+def to_uint8(images: Tensor) -> np.ndarray:
+    """(N, C, H, W) in [-1, 1], or uint8, to (N, H, W, 3) uint8. Numbers outside [-1, 1] are cut off."""
+    images = images.detach().cpu()
+    if images.ndim == 3:
+        images = images[None]
+    if images.dtype != torch.uint8:
+        images = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    if images.shape[1] == 1:
+        images = images.expand(-1, 3, -1, -1)
+    return images.permute(0, 2, 3, 1).numpy()
+
+
+def montage(images: Tensor, columns: int, gap: int = 2) -> np.ndarray:
+    """One picture of many, `columns` in a row, `gap` white pixels between. (N, C, H, W) to (H', W', 3) uint8."""
+    tiles = to_uint8(images)
+    N, H, W, _ = tiles.shape
+    rows = -(-N // columns)
+    canvas = np.full((rows * (H + gap) - gap, columns * (W + gap) - gap, 3), 255, np.uint8)
+    for i, tile in enumerate(tiles):
+        y, x = i // columns * (H + gap), i % columns * (W + gap)
+        canvas[y : y + H, x : x + W] = tile
+    return canvas
+
+
+def grid(
+    images: Tensor,
+    columns: int = 8,
+    title: str = "",
+    row_labels: Sequence[str] = (),
+    column_labels: Sequence[str] = (),
+    tile: float = 0.8,
+) -> Figure:
+    """A labelled grid of images.
+
+    images: (N, C, H, W) in [-1, 1] or uint8, row by row.  columns: images in a row.  tile: inches per image.
+    row_labels, column_labels: one text per row, per column, or none.  Returns the figure; `show` displays it.
+    """
+    rows = -(-len(images) // columns)
+    for name, labels, count in (("row_labels", row_labels, rows), ("column_labels", column_labels, columns)):
+        if labels and len(labels) != count:
+            raise ValueError(f"{name}: expected {count} texts, got {len(labels)}")
+    H, W = images.shape[-2:]
+    gap = max(1, W // 16)
+    with plt.rc_context({**STYLE, "axes.grid": False}):
+        fig, ax = plt.subplots(figsize=(columns * tile, rows * tile * H / W), layout="constrained")
+        ax.imshow(montage(images, columns, gap), interpolation="nearest")
+        ax.set_xticks([W / 2 + i * (W + gap) for i in range(columns)] if column_labels else [], column_labels or [])
+        ax.set_yticks([H / 2 + i * (H + gap) for i in range(rows)] if row_labels else [], row_labels or [])
+        ax.xaxis.tick_top()
+        ax.tick_params(length=0, labelsize=9)
+        for spine in ax.spines.values():
+            spine.set_visible(False)
+        if title:
+            fig.suptitle(title, x=0.01, ha="left", fontsize=11)
+    return fig
+
+
+def curves(columns: int = 1, width: float = 5.0, height: float = 3.2):
+    """A figure with `columns` axes side by side in the course's style. Returns (fig, axes)."""
+    with plt.rc_context(STYLE):
+        return plt.subplots(1, columns, figsize=(width * columns, height), layout="constrained")
+
+
+def show(fig: Figure, alt: str, dpi: int = 100) -> None:
+    """Display a figure with alt text, and close it. The text says what the picture shows, for who cannot see it."""
+    from IPython.display import Image, display
+
+    if not alt:
+        raise ValueError("alt: expected a sentence that says what the picture shows, got an empty text")
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png", dpi=dpi)
+    plt.close(fig)
+    display(Image(data=buffer.getvalue(), format="png", alt=alt))

@@ -1,0 +1,168 @@
+"""Measure the shipped CIFAR-10 model: Fréchet distance, class accuracy, diversity, over guidance scales and steps.
+
+    python training/evaluate_cifar10.py --data /path/to/cifar10.npz
+    accelerate launch --num_processes 2 training/evaluate_cifar10.py ...     (the same numbers, sooner)
+
+Writes data/results/ddpm_cifar10.json, which notebooks 02 and 03 and the slides read. Measured rows are kept as they
+come: a killed run goes on with the rows that are missing (--fresh forgets them).
+"""
+
+import argparse
+import datetime
+import json
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from course_lib import plots
+from course_lib.data import cifar10
+from course_lib.diffusion import checkpoint, guidance, samplers, schedule
+from course_lib.metrics import accuracy, diversity, features_and_logits, frechet_distance, gaussian, load_classifier
+from course_lib.settings import CHECKPOINTS, RESULTS, device_name
+
+GUIDANCE = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
+SOLVERS = [("ddim", n, eta) for eta in (0.0, 1.0) for n in (5, 10, 25, 50)] + [("heun", n, 0.0) for n in (3, 5, 13)]
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="CIFAR-10: an .npz or the official folder (default: COURSE_CIFAR10)")
+    parser.add_argument("--model", type=Path, default=CHECKPOINTS / "ddpm-cifar10")
+    parser.add_argument("--out", type=Path, default=RESULTS / "ddpm_cifar10.json")
+    parser.add_argument("--n", type=int, default=10_000, help="samples of the main figure")
+    parser.add_argument("--n-sweep", type=int, default=500, help="samples of each point of the curves (> 256)")
+    parser.add_argument("--w", type=float, default=2.0, help="guidance scale of the main figure")
+    parser.add_argument("--steps", type=int, default=25, help="DDIM steps of the main figure and of the guidance curve")
+    parser.add_argument("--batch-size", type=int, default=100)
+    parser.add_argument("--precision", choices=["no", "bf16", "fp16"], default="bf16")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sheet", type=Path, help="measure nothing: write 80 samples of --model to this PNG")
+    parser.add_argument("--fresh", action="store_true", help="measure everything again")
+    return parser.parse_args()
+
+
+class Bench:
+    """The model, its judge, and one function that draws n samples and measures them."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.args, self.accelerator = args, Accelerator(mixed_precision=args.precision)
+        self.device = self.accelerator.device
+        self.model = checkpoint.load(args.model, self.device)
+        self.classifier, self.real = load_classifier(self.device)
+        self.schedule = schedule.linear()
+
+    def samples(self, n: int, w: float, solver: str, steps: int, eta: float) -> tuple[Tensor, Tensor]:
+        """n pictures with balanced labels; picture i gets the same start noise in every row of the tables."""
+        images, labels = [], torch.arange(n) % 10
+        batches = list(enumerate(labels.split(self.args.batch_size)))
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        title = f"{solver} {steps} eta={eta} w={w}"
+        for i, label in tqdm(batches[rank::processes], desc=title, leave=False, disable=rank > 0):
+            generator = torch.Generator().manual_seed(1_000_000 * self.args.seed + i)
+            x_T = torch.randn(len(label), 3, 32, 32, generator=generator).to(self.device)
+            eps_model = guidance.guided(self.model, label.to(self.device), w)
+            if solver == "heun":
+                run = samplers.heun(eps_model, x_T, self.schedule, steps)
+            else:
+                noise = torch.Generator(device=self.device).manual_seed(1_000_000 * self.args.seed + i)
+                run = samplers.ddim(eps_model, x_T, self.schedule, steps, eta=eta, generator=noise)
+            with self.accelerator.autocast():
+                images.append((i, samplers.last(run).float().cpu()))
+        images = sorted(gather_object(images), key=lambda item: item[0])
+        return torch.cat([image for _, image in images]), labels
+
+    def measure(self, n: int, w: float, solver: str, steps: int, eta: float = 0.0, sheet: Path | None = None) -> dict:
+        start = time.time()
+        images, labels = self.samples(n, w, solver, steps, eta)
+        seconds = time.time() - start
+        if sheet and self.accelerator.is_main_process:
+            save_sheet(images[:80], sheet)
+        features, logits = features_and_logits(self.classifier, images)
+        share = accuracy(logits, labels)
+        return dict(
+            w=w, solver=solver, steps=steps, eta=eta, n=n,
+            evaluations=(2 * steps - 1 if solver == "heun" else steps),
+            frechet=round(frechet_distance(gaussian(features), self.real), 3), accuracy=round(share, 4),
+            accuracy_ci95=round(1.96 * (share * (1 - share) / n) ** 0.5, 4),
+            diversity=round(diversity(features, labels), 3), seconds=round(seconds, 1),
+        )  # fmt: skip
+
+    def real_rows(self, data: cifar10.Dataset, n: int) -> dict:
+        """What real pictures reach: the floor of the distance (at both sample sizes), accuracy, diversity."""
+        order = torch.randperm(len(data.train_images), generator=torch.Generator().manual_seed(self.args.seed))
+        features, _ = features_and_logits(self.classifier, data.train_images[order])
+        half = len(features) // 2
+        test_features, logits = features_and_logits(self.classifier, data.test_images)
+        return dict(
+            floor_two_halves=round(frechet_distance(gaussian(features[:half]), gaussian(features[half:])), 3),
+            test_images_to_train=round(frechet_distance(gaussian(test_features), self.real), 3),
+            test_images_n_sweep_to_train=round(frechet_distance(gaussian(test_features[:n]), self.real), 3),
+            accuracy=round(accuracy(logits, data.test_labels), 4),
+            diversity=round(diversity(test_features, data.test_labels), 3),
+        )
+
+
+def save_sheet(images: Tensor, path: Path) -> None:
+    """80 samples, one column per class, twice as large: the first ones, not the best ones."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet = Image.fromarray(plots.montage(images, columns=10))
+    sheet.resize((sheet.width * 2, sheet.height * 2), Image.Resampling.NEAREST).save(path, optimize=True)
+
+
+def main() -> None:
+    args = arguments()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    bench = Bench(args)
+    if args.sheet:
+        save_sheet(bench.samples(80, args.w, "ddim", args.steps, 0.0)[0], args.sheet)
+        return
+    provenance = json.loads((args.model / "provenance.json").read_text())
+    weights = provenance["files"][checkpoint.WEIGHTS]["sha256"]
+    results = {"guidance": [], "solvers": []}
+    if args.out.is_file() and not args.fresh:
+        earlier = json.loads(args.out.read_text())
+        if earlier.get("weights_sha256") == weights:
+            results = earlier
+    results.update(
+        made_by="training/evaluate_cifar10.py", processes=bench.accelerator.num_processes,
+        arguments=dict(n=args.n, n_sweep=args.n_sweep, w=args.w, steps=args.steps, batch_size=args.batch_size),
+        date=datetime.date.today().isoformat(), device=device_name(), threads=torch.get_num_threads(),
+        precision=args.precision, seed=args.seed, weights_sha256=weights,
+        training={k: provenance[k] for k in ("data", "steps", "batch_size", "minutes", "device", "threads", "date")},
+    )  # fmt: skip
+
+    def keep() -> None:
+        if not bench.accelerator.is_main_process:
+            return
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(results, indent=1) + "\n")
+
+    if "real" not in results:
+        results["real"] = bench.real_rows(cifar10.load(args.data), args.n_sweep)
+        keep()
+    for w in GUIDANCE:
+        if w not in [row["w"] for row in results["guidance"]]:
+            results["guidance"].append(bench.measure(args.n_sweep, w, "ddim", args.steps))
+            keep()
+    for solver, steps, eta in SOLVERS:
+        if (solver, steps, eta) not in [(row["solver"], row["steps"], row["eta"]) for row in results["solvers"]]:
+            results["solvers"].append(bench.measure(args.n_sweep, 1.0, solver, steps, eta))
+            keep()
+    if "main" not in results:
+        sheet = args.out.with_name("ddpm_cifar10_samples.png")
+        results["main"] = bench.measure(args.n, args.w, "ddim", args.steps, sheet=sheet)
+        keep()
+    if bench.accelerator.is_main_process:
+        print(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()
