@@ -75,7 +75,10 @@ def grid(
     H, W = images.shape[-2:]
     gap = max(1, W // 16)
     with plt.rc_context({**STYLE, "axes.grid": False}):
-        fig, ax = plt.subplots(figsize=(columns * tile, rows * tile * H / W), layout="constrained")
+        lines = 2 * bool(title) + (max(text.count("\n") + 1 for text in column_labels) if column_labels else 0)
+        words = 0.1 + 0.08 * max(map(len, row_labels)) if row_labels else 0  # inches beside and above the images
+        size = (columns * tile + words, rows * tile * H / W + 0.18 * lines)
+        fig, ax = plt.subplots(figsize=size, layout="constrained")
         ax.imshow(montage(images, columns, gap), interpolation="nearest")
         ax.set_xticks([W / 2 + i * (W + gap) for i in range(columns)] if column_labels else [], column_labels or [])
         ax.set_yticks([H / 2 + i * (H + gap) for i in range(rows)] if row_labels else [], row_labels or [])

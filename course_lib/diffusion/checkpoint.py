@@ -42,8 +42,9 @@ def load(folder: str | Path, device: torch.device | str = "cpu", model_class: ty
     Raises ValueError if there is no such model, if it is of another class, or if the weights are damaged.
     """
     folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"folder: expected a model folder with config.json, but {folder} has none")
+    for name in ("config.json", "provenance.json", WEIGHTS):
+        if not (folder / name).is_file():
+            raise ValueError(f"folder: expected a model folder with {name}, but {folder} has none")
     config = json.loads((folder / "config.json").read_text())
     kind = config.pop("_class_name", None)
     if kind != model_class.__name__:

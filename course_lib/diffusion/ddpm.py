@@ -58,15 +58,26 @@ def posterior(x0: Tensor, xt: Tensor, t: int, schedule: Schedule, before: int | 
 
 
 def simple_loss(
-    eps_model: EpsModel, x0: Tensor, schedule: Schedule, generator: torch.Generator | None = None
+    eps_model: EpsModel,
+    x0: Tensor,
+    schedule: Schedule,
+    generator: torch.Generator | None = None,
+    weighting: str = "eps",
 ) -> Tensor:
     """How badly the model guesses the noise, at one random time for each image: the loss of Algorithm 1.
 
     L = E || eps - eps_theta(x_t, t) ||^2,  t ~ Uniform(1..T),  eps ~ N(0, I).  Source: Ho et al. 2020, Eq. 14.
     x0: (B, C, H, W) in [-1, 1].  generator: on x0's device.  Returns a scalar, the mean over all numbers.
+    weighting: "eps" is the paper's; "v" divides each picture's error by alpha_bar_t: an error in the clean image then
+    weighs about the same at all times (it is the loss on v of Salimans & Ho 2022, appendix D).
     Derived in: notebooks/01_ddpm_training.ipynb, section "Algorithm 1".
     """
     t = torch.randint(1, schedule.T + 1, (len(x0),), device=x0.device, generator=generator)
     eps = torch.randn(x0.shape, device=x0.device, dtype=x0.dtype, generator=generator)
     eps_hat = eps_model(q_sample(x0, t, eps, schedule), t)
-    return torch.nn.functional.mse_loss(eps_hat.to(eps.dtype), eps)
+    error = eps_hat.to(eps.dtype) - eps
+    if weighting == "v":
+        error = error / schedule.at(t, x0).sqrt()
+    elif weighting != "eps":
+        raise ValueError(f"weighting: expected 'eps' or 'v', got {weighting!r}")
+    return error.square().mean()

@@ -37,15 +37,17 @@ def guided(model, label: Tensor, w: float, negative: Tensor | None = None) -> Ep
 
     model: callable (xt, t, label) -> eps_hat, like UNet; its `num_classes` is the number that means "no label".
     label: (B,) ints.  negative: (B,) labels to walk away from instead of "no label".
-    At w = 1 the condition alone is evaluated: half the work. Otherwise both halves run as one batch.
+    At w = 1 the condition alone is evaluated, at w = 0 the other side alone: half the work. Otherwise both run as one
+    batch.  Raises ValueError if the network was not trained with labels.
     Derived in: notebooks/03_classifier_free_guidance.ipynb, section "The guided noise".
     """
     if negative is None:
         if getattr(model, "num_classes", None) is None:
             raise ValueError("model: expected a network with num_classes set (trained with labels), got one without")
         negative = torch.full_like(label, model.num_classes)
-    if w == 1:
-        return lambda xt, t: model(xt, t, label)
+    if w in (0, 1):
+        alone = label if w == 1 else negative
+        return lambda xt, t: model(xt, t, alone)
     both = torch.cat([negative, label])
 
     def eps_model(xt: Tensor, t: Tensor | int) -> Tensor:

@@ -29,7 +29,7 @@ def ddpm(eps_model: EpsModel, x_T: Tensor, schedule: Schedule, steps: int | None
     switch it off for latents.  generator: on x_T's device.
     Derived in: notebooks/02_ddpm_sampling.ipynb, section "Algorithm 2".
     """
-    times = schedule.times(steps or schedule.T)
+    times = schedule.times(schedule.T if steps is None else steps)
     xt = x_T
     for t, before in zip(times, [*times[1:], 0]):
         x0_hat = predict_x0(xt, t, eps_model(xt, t), schedule)

@@ -28,7 +28,7 @@ class Schedule:
         alpha_bar = torch.as_tensor(alpha_bar, dtype=torch.float64, device="cpu")
         if alpha_bar.ndim != 1 or len(alpha_bar) < 2 or alpha_bar[0] != 1:
             raise ValueError(f"alpha_bar: expected a row of T + 1 numbers that starts with 1, got {alpha_bar}")
-        if (alpha_bar.diff() >= 0).any() or (alpha_bar <= 0).any():
+        if not ((alpha_bar.diff() < 0).all() and (alpha_bar > 0).all()):  # so worded, NaN is refused too
             raise ValueError("alpha_bar: expected numbers that fall with t and stay above 0, got some that do not")
         self.alpha_bar = alpha_bar
 

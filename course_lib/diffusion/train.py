@@ -47,13 +47,14 @@ class Training:
 
     images: (N, C, H, W) uint8.  labels: (N,) ints or None.  total_steps: where the learning rate reaches 0 after
     falling over the last `cooldown` share of the steps; None keeps it constant.  p_drop: share of labels dropped.
+    weighting: of the loss, see `simple_loss`.  `ema.model` holds the averaged weights: draw with it.
     """
 
     def __init__(
         self, model: nn.Module, schedule: Schedule, images: Tensor, labels: Tensor | None = None, *,
         batch_size: int = 64, lr: float = 4e-4, warmup: int = 200, total_steps: int | None = None,
-        cooldown: float = 0.3,
-        p_drop: float = 0.1, flip: bool = True, ema_decay: float = 0.999, clip: float = 1.0, seed: int = 0,
+        cooldown: float = 0.3, weighting: str = "eps", p_drop: float = 0.1, flip: bool = True,
+        ema_decay: float = 0.999, clip: float = 1.0, seed: int = 0,
         accelerator: Accelerator | None = None,
     ):  # fmt: skip
         if images.dtype != torch.uint8 or images.ndim != 4:
@@ -71,7 +72,7 @@ class Training:
         if labels is not None:
             self.labels = torch.as_tensor(labels).long().to(device)
         self.batch_size, self.lr, self.warmup = batch_size, lr, warmup
-        self.total_steps, self.cooldown = total_steps, cooldown
+        self.total_steps, self.cooldown, self.weighting = total_steps, cooldown, weighting
         self.p_drop, self.flip, self.clip, self.seed = p_drop, flip, clip, seed
         self.step = 0
 
@@ -105,7 +106,8 @@ class Training:
             generator.manual_seed(int(key.generate_state(1)[0]))
             x0, label = self.batch(generator)
             with self.accelerator.autocast():
-                loss = simple_loss(lambda xt, t: self.model(xt, t, label), x0, self.schedule, generator)  # noqa: B023
+                eps_model = lambda xt, t: self.model(xt, t, label)  # noqa: B023, E731
+                loss = simple_loss(eps_model, x0, self.schedule, generator, self.weighting)
             self.accelerator.backward(loss)
             self.accelerator.clip_grad_norm_(self.net.parameters(), self.clip)
             for group in self.optimizer.param_groups:

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from course_lib.diffusion import schedule as schedules
+
 
 def time_embedding(t: Tensor, dim: int) -> Tensor:
     """Write the time t as sines and cosines of geometrically spaced frequencies.
@@ -110,7 +112,12 @@ class UNet(nn.Module):
 
     channels: width at each resolution, from the full one down.  blocks: residual blocks per resolution.
     attention: for each resolution, whether its blocks attend.  num_classes: None for no label input.
-    context_dim: width of the text features, None for no text input.
+    context_dim: width of the text features, None for no text input.  patch: cut the picture into patch x patch squares
+    first, each a pixel with patch^2 times the channels: at 2, all work is done at half the resolution.
+    schedule: the name of the noise schedule (linear, cosine, scaled_linear) gives the network a shortcut around itself,
+    eps_hat = sqrt(1 - alpha_bar_t) x_t + sqrt(alpha_bar_t) v_hat, so that it need not copy the noise through all its
+    layers (Salimans & Ho 2022, appendix D: what the layers then predict is v); None: the layers predict eps alone.
+    Raises ValueError if the sizes do not fit together.
     """
 
     def __init__(
@@ -122,16 +129,22 @@ class UNet(nn.Module):
         context_dim: int | None = None,
         in_channels: int = 3,
         patch: int = 1,
+        schedule: str | None = None,
         dropout: float = 0.0,
     ):
         super().__init__()
         if len(attention) != len(channels):
             raise ValueError(f"attention: expected one flag per entry of channels ({len(channels)}), got {attention}")
-        if any(c % 32 for c in channels):
+        if any(c % 32 for c in channels):  # also keeps the norm groups whole where two widths are concatenated
             raise ValueError(f"channels: expected multiples of 32 (8 norm groups, heads of 32), got {channels}")
-        self.config = dict(channels=list(channels), blocks=blocks, attention=list(attention), num_classes=num_classes,
-                           context_dim=context_dim, in_channels=in_channels, patch=patch, dropout=dropout)  # fmt: skip
+        if schedule not in (None, "linear", "cosine", "scaled_linear"):
+            raise ValueError(f"schedule: expected linear, cosine, scaled_linear or None, got {schedule!r}")
+        self.config = dict(
+            channels=list(channels), blocks=blocks, attention=list(attention), num_classes=num_classes,
+            context_dim=context_dim, in_channels=in_channels, patch=patch, schedule=schedule, dropout=dropout,
+        )  # fmt: skip
         self.num_classes, self.patch = num_classes, patch
+        self.schedule = getattr(schedules, schedule)() if schedule else None
         emb_dim = 4 * channels[0]
         self.time_mlp = nn.Sequential(nn.Linear(channels[0], emb_dim), nn.SiLU(), nn.Linear(emb_dim, emb_dim))
         # One row per class and a last one that means "no label": the condition that guidance drops to.
@@ -188,4 +201,8 @@ class UNet(nn.Module):
             h = stage(h, emb, context)
         for stage in self.up:
             h = stage(torch.cat([h, skips.pop()], dim=1), emb, context) if isinstance(stage, Stage) else stage(h)
-        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), self.patch)
+        out = F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), self.patch)
+        if self.schedule is None:
+            return out
+        alpha_bar = self.schedule.at(t, xt)  # the sum is taken in xt's precision: half precision would blur the noise
+        return (1 - alpha_bar).sqrt() * xt + alpha_bar.sqrt() * out

@@ -1,0 +1,578 @@
+"""Draw the figures of the slides into slides/img/: one function per figure, about 3 minutes for all on 2 cores.
+
+    python slides/figures.py                      # all of them
+    python slides/figures.py --only steps_quality guidance_sweep
+    python slides/figures.py --smoke --out /tmp/x # tiny sizes, to see that it runs
+
+Measured numbers come from data/results/ddpm_cifar10.json and from the shipped models, never from the Markdown, and
+each figure says in small print what it was measured on. Seeds are fixed.
+"""
+
+import argparse
+import json
+import time
+from functools import lru_cache
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from torch import Tensor
+
+from course_lib import plots
+from course_lib.data import cifar10, toybox
+from course_lib.diffusion import checkpoint, guidance, samplers, schedule
+from course_lib.diffusion.ddpm import posterior, predict_x0, q_sample
+from course_lib.plots import BLACK, BLUE, GREEN, ORANGE, PINK, RED, SKY
+from course_lib.settings import CHECKPOINTS, RESULTS, device_name
+
+GREY = "#59626c"
+W = 12.4  # inches: the width of every figure, 1168 pixels of a slide that is 1280 wide
+STYLE = {**plots.STYLE, "font.size": 17, "axes.titlesize": 19, "lines.linewidth": 3.5, "axes.labelsize": 17}
+SMOKE = False
+SCHEDULE = schedule.linear()
+
+
+def size(full: int, smoke: int) -> int:
+    return smoke if SMOKE else full
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+# ---- drawing ----
+
+
+class Board:
+    """A sheet measured in inches, y downwards, to put pictures, words and arrows on."""
+
+    def __init__(self, height: float, width: float = W):
+        self.fig = plt.figure(figsize=(width, height))
+        self.ax = self.fig.add_axes((0, 0, 1, 1))
+        self.ax.set(xlim=(0, width), ylim=(height, 0))
+        self.ax.axis("off")
+        self.width, self.height = width, height
+
+    def tile(self, x: float, y: float, side: float, image: Tensor | np.ndarray, frame: str | None = None) -> None:
+        """A square picture with its upper left corner at (x, y)."""
+        pixels = plots.to_uint8(image)[0] if torch.is_tensor(image) else image
+        self.ax.imshow(pixels, extent=(x, x + side, y + side, y), interpolation="nearest", aspect="auto")
+        if frame:
+            self.ax.add_patch(plt.Rectangle((x, y), side, side, fill=False, edgecolor=frame, linewidth=5))
+
+    def text(self, x: float, y: float, words: str, points: float = 17, colour: str = BLACK, ha="center", va="center", **kw):
+        self.ax.text(x, y, words, fontsize=points, color=colour, ha=ha, va=va, **kw)
+
+    def arrow(self, a: tuple[float, float], b: tuple[float, float], colour: str = GREY, width: float = 3, bend: float = 0):
+        style = f"arc3,rad={bend}"
+        self.ax.add_patch(FancyArrowPatch(a, b, arrowstyle="-|>", mutation_scale=24, linewidth=width, color=colour,
+                                          connectionstyle=style, shrinkA=0, shrinkB=0))  # fmt: skip
+
+    def box(self, x: float, y: float, w: float, h: float, words: str, colour: str = BLUE, points: float = 17) -> None:
+        self.ax.add_patch(FancyBboxPatch((x, y), w, h, boxstyle="round,pad=0,rounding_size=0.12", linewidth=3,
+                                         edgecolor=colour, facecolor=colour + "22"))  # fmt: skip
+        self.text(x + w / 2, y + h / 2, words, points)
+
+    def small(self, words: str) -> None:
+        """The small print: what was measured, on what."""
+        self.text(self.width, self.height - 0.02, words, 11, GREY, ha="right", va="bottom")
+
+
+def small_print(fig, words: str) -> None:
+    fig.get_layout_engine().set(rect=(0, 0.05, 1, 0.95))
+    fig.text(0.998, 0.004, words, fontsize=11, color=GREY, ha="right", va="bottom")
+
+
+def rows_of(board: Board, images: Tensor, columns: int, x: float, y: float, side: float, gap: float = 0.06) -> None:
+    for i, image in enumerate(images):
+        board.tile(x + i % columns * (side + gap), y + i // columns * (side + gap), side, image)
+
+
+# ---- data and models ----
+
+
+@lru_cache
+def things(side: int = 32, seed: int = 0) -> Tensor:
+    """One Toybox picture of each of the ten classes, (10, 3, side, side) in [-1, 1]."""
+    rng = np.random.default_rng(seed)
+    drawn = [toybox.render(toybox.sample_spec(rng, noun), side) for noun in toybox.CLASSES]
+    return torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+@lru_cache
+def model(name: str):
+    """A shipped model as a callable that computes in bfloat16, and its provenance."""
+    net = checkpoint.load(CHECKPOINTS / name)
+
+    def call(xt, t, label=None):
+        with torch.autocast("cpu", torch.bfloat16):
+            return net(xt.contiguous(memory_format=torch.channels_last), t, label).float()
+
+    call.num_classes, call.net = net.num_classes, net
+    return call, json.loads((CHECKPOINTS / name / "provenance.json").read_text())
+
+
+def about(name: str, *more: str) -> str:
+    """Small print for pictures drawn by a shipped model."""
+    note = model(name)[1]
+    trained = f"{note['steps']:,} steps of {note['batch_size']} in {note['minutes']:.0f} minutes on {note['device']}, {note['date']}"
+    return " · ".join([*more, f"model {name}: {trained}"])
+
+
+def draw(name: str, label: Tensor, w: float, steps: int, seed: int = 0, x_T: Tensor | None = None) -> Tensor:
+    """DDIM samples of a shipped model, (B, 3, 32, 32)."""
+    x_T = torch.randn(len(label), 3, 32, 32, generator=generator(seed)) if x_T is None else x_T
+    eps_model = guidance.guided(model(name)[0], label, w)
+    return samplers.last(samplers.ddim(eps_model, x_T, SCHEDULE, steps))
+
+
+@lru_cache
+def results() -> dict:
+    return json.loads((RESULTS / "ddpm_cifar10.json").read_text())
+
+
+def about_results(rows: list[dict], *more: str) -> str:
+    """Small print for curves of measured rows."""
+    r, n = results(), sorted({row["n"] for row in rows})
+    trained = f"model trained {r['training']['minutes']:.0f} minutes on {r['training']['device']}"
+    count = f"n = {' and '.join(f'{k:,}' for k in n)} samples a point, one seed"
+    return " · ".join([*more, count, f"measured on {r['device']}, {r['date']}", trained])
+
+
+# ---- the figures, in the order of the deck ----
+
+
+def title():
+    """Noise turns into pictures: Toybox pictures at falling noise, from left to right."""
+    board = Board(3.5)
+    x0, columns, side = things(48, seed=3), 9, 1.31
+    eps = torch.randn(x0.shape, generator=generator(0))
+    for row, k in enumerate((3, 0)):
+        for i in range(columns):
+            t = round(999 * (1 - i / (columns - 1)) ** 2)
+            xt = q_sample(x0[k : k + 1], t, eps[k : k + 1], SCHEDULE)
+            board.tile(0.05 + i * (side + 0.065), 0.1 + row * (side + 0.1), side, xt)
+    board.text(0.05, 3.2, "noise", 18, GREY, ha="left")
+    board.text(W - 0.05, 3.2, "picture", 18, GREY, ha="right")
+    board.arrow((1.0, 3.2), (W - 1.3, 3.2), BLUE)
+    return board.fig
+
+
+def builds_to():
+    """A few photos of one subject, and the pictures that are asked for. Both drawn by the renderer, and called so."""
+    board = Board(4.7)
+
+    def scene(noun, where, x, y, s, flip=False):
+        spec = toybox.Spec(noun, "teal", "striped", where, x, y, s, flip, 11)
+        return toybox.render(spec, 160)
+
+    noun = "cat" if "cat" in toybox.CLASSES else toybox.CLASSES[0]
+    scenes = list(toybox.SCENES)
+    for i, where in enumerate(scenes[:4]):
+        picture = scene(noun, where, 0.5, 0.55, 0.74 + 0.04 * (i % 2), flip=i % 2 == 1)
+        board.tile(0.1 + i % 2 * 1.75, 0.6 + i // 2 * 1.75, 1.68, picture)
+    board.text(1.8, 0.28, "a few photos of one subject", 18)
+    board.box(4.5, 1.55, 2.3, 1.5, "the model\nlearns  $S_*$", ORANGE, 19)
+    board.arrow((3.75, 2.3), (4.4, 2.3))
+    board.arrow((6.9, 2.3), (7.55, 2.3))
+    for i, where in enumerate(scenes[4:7]):
+        board.tile(7.7 + i * 1.58, 1.35, 1.5, scene(noun, where, 0.4 + 0.1 * i, 0.57, 0.66, flip=i == 1))
+        board.text(8.45 + i * 1.58, 3.12, f"“$S_*$ {where}”", 13)
+    board.text(10.0, 1.05, "the same subject, where a prompt puts it", 18)
+    board.small("The task, not a result: every picture here is drawn by the Toybox renderer of this course.")
+    return board.fig
+
+
+def forward():
+    """One picture at six times, above the share of picture and noise at every time."""
+    times = (0, 50, 150, 300, 500, 1000)
+    x0 = things(32)[3:4]
+    eps = torch.randn(x0.shape, generator=generator(0))
+    with plt.rc_context(STYLE):
+        fig = plt.figure(figsize=(W, 5.3))
+        side = 1.9
+        for i, t in enumerate(times):
+            ax = fig.add_axes((0.008 + i / 6, 1 - (side + 0.42) / 5.3, side / W, side / 5.3))
+            ax.imshow(plots.to_uint8(q_sample(x0, t, eps, SCHEDULE))[0], interpolation="nearest")
+            ax.set_title(f"t = {t}", loc="center", fontsize=19)
+            ax.axis("off")
+        ax = fig.add_axes((0.075, 0.14, 0.66, 0.37))
+        t = np.arange(1001)
+        ax.plot(t, SCHEDULE.alpha_bar.sqrt(), color=BLUE)
+        ax.plot(t, (1 - SCHEDULE.alpha_bar).sqrt(), color=RED, linestyle="--")
+        for time_ in times:
+            ax.axvline(time_, color=GREY, linewidth=1, alpha=0.5)
+        ax.set(xlabel="time t", ylabel="factor", xlim=(0, 1000), ylim=(0, 1.05))
+        fig.text(0.755, 0.43, r"$\sqrt{\bar\alpha_t}$  of the picture", color=BLUE, fontsize=21)
+        fig.text(0.755, 0.31, r"$\sqrt{1-\bar\alpha_t}$  of the noise", color=RED, fontsize=21)
+        fig.text(0.755, 0.19, "linear schedule, T = 1000", color=GREY, fontsize=16)
+    return fig
+
+
+def why_noise():
+    """What the network sees, the noise it answers, the clean picture this implies, at four times."""
+    call, _ = model("ddpm-toybox10")
+    times, x0 = (100, 300, 500, 800), things(32)[3:4]
+    eps = torch.randn(x0.shape, generator=generator(5))
+    board, side = Board(5.5), 1.52
+    label = torch.tensor([3])
+    for r, words in enumerate((r"it sees  $x_t$", r"it answers  $\hat\epsilon$", r"so the picture is  $\hat{x}_0$")):
+        board.text(3.15, 1.2 + r * 1.62, words, 20, (BLACK, RED, BLUE)[r], ha="right")
+    for i, t in enumerate(times):
+        xt = q_sample(x0, t, eps, SCHEDULE)
+        with torch.no_grad():
+            eps_hat = call(xt, t, label)
+        x = 3.5 + i * 1.75
+        board.text(x + side / 2, 0.2, f"t = {t}", 18)
+        for r, image in enumerate((xt, eps_hat / 2, predict_x0(xt, t, eps_hat, SCHEDULE))):
+            board.tile(x, 0.45 + r * 1.62, side, image)
+    board.tile(10.85, 0.45 + 2 * 1.62, side, x0)
+    board.text(10.85 + side / 2, 0.45 + 1.62 * 2 - 0.25, r"truth  $x_0$", 18)
+    board.small(about("ddpm-toybox10", "one picture, label given"))
+    return board.fig
+
+
+def algorithm1():
+    """One step of training as a diagram: a picture, noise, their mixture, the network, the difference."""
+    board = Board(3.7)
+    x0 = things(32)[3:4]
+    eps = torch.randn(x0.shape, generator=generator(1))
+    xt = q_sample(x0, 250, eps, SCHEDULE)
+    board.tile(0.1, 0.1, 1.5, x0)
+    board.text(1.75, 0.85, "$x_0$", 22, ha="left")
+    board.tile(0.1, 2.1, 1.5, eps / 2)
+    board.text(1.75, 2.85, r"$\epsilon$", 22, RED, ha="left")
+    board.arrow((2.3, 0.85), (3.3, 1.55))
+    board.arrow((2.3, 2.85), (3.3, 2.15))
+    board.text(2.95, 0.62, "mix at a\nrandom $t$", 16, GREY, ha="left")
+    board.tile(3.4, 1.1, 1.5, xt)
+    board.text(4.15, 2.82, "$x_t$", 22)
+    board.arrow((5.0, 1.85), (5.75, 1.85))
+    board.box(5.85, 1.2, 2.2, 1.3, r"network  $\epsilon_\theta$" + "\n$(x_t, t)$", BLUE, 18)
+    board.arrow((8.15, 1.85), (8.85, 1.85))
+    board.tile(8.95, 1.1, 1.5, (eps + 0.35 * torch.randn(eps.shape, generator=generator(2))) / 2)
+    board.text(9.7, 0.8, r"$\hat\epsilon$", 22, RED)
+    board.ax.plot([1.0, 1.0, 11.45, 11.45], [3.62, 3.66, 3.66, 2.75], color=RED, linewidth=0)
+    board.arrow((2.1, 3.35), (11.5, 2.75), RED, bend=0.12)
+    board.arrow((10.55, 1.85), (10.95, 1.85))
+    board.box(11.0, 1.25, 1.35, 1.3, "squared\nerror", RED, 17)
+    return board.fig
+
+
+def network():
+    """The UNet of the shipped model, drawn from its configuration."""
+    net = model("ddpm-cifar10")[0].net
+    widths, patch, attends = net.config["channels"], net.config["patch"], net.config["attention"]
+    parameters = sum(p.numel() for p in net.parameters())
+    board = Board(5.0)
+    colours, sides = (BLUE, SKY, GREEN, PINK), [32 // patch // 2**i for i in range(len(widths))]
+    step_y, box_h = 1.28, 0.98
+    for i, (c, s) in enumerate(zip(widths, sides)):
+        y, w = 0.75 + i * step_y, 2.55 - 0.3 * i
+        words = f"{s}×{s}, {c} ch." + ("\n+ attention" if attends[i] else "")
+        left, right = 2.35 + 0.55 * i, W - 2.35 - 0.55 * i - w
+        board.box(left, y, w, box_h, words, colours[i], 16)
+        board.box(right, y, w, box_h, words, colours[i], 16)
+        if i < len(widths) - 1:
+            board.arrow((left + w + 0.1, y + box_h / 2), (right - 0.1, y + box_h / 2), GREY, 2.5)
+            board.arrow((left + w / 2 + 0.2, y + box_h), (left + w / 2 + 0.5, y + step_y), BLACK)
+            board.arrow((right + w / 2 - 0.5, y + step_y), (right + w / 2 - 0.2, y + box_h), BLACK)
+        else:
+            board.arrow((left + w + 0.1, y + box_h / 2), (right - 0.1, y + box_h / 2), BLACK)
+            board.text(W / 2, y + box_h / 2 - 0.27, "middle: + attention", 15)
+    board.text(W / 2, 0.98, "skip connections carry the detail", 16, GREY)
+    x0 = things(32)[3:4]
+    eps = torch.randn(x0.shape, generator=generator(1))
+    board.tile(0.1, 0.5, 1.5, q_sample(x0, 250, eps, SCHEDULE))
+    board.text(0.85, 0.22, "$x_t$", 20)
+    board.arrow((1.7, 1.25), (2.25, 1.25), BLACK)
+    board.tile(W - 1.6, 0.5, 1.5, eps / 2)
+    board.text(W - 0.85, 0.22, r"$\hat\epsilon$", 20, RED)
+    board.arrow((W - 2.25, 1.25), (W - 1.7, 1.25), BLACK)
+    board.text(0.1, 3.3, "every block also hears\nthe time $t$ and, if given,\nthe label $c$", 17, RED, ha="left")
+    board.small(f"model ddpm-cifar10: {parameters / 1e6:.1f} million parameters; {patch}×{patch} pixels enter as one")
+    return board.fig
+
+
+def energy_distance(a: Tensor, b: Tensor) -> float:
+    """How far two sets of pictures are apart: 2 E|a-b| - E|a-a'| - E|b-b'| on 8x8 thumbnails, 0 for equal sources."""
+    a, b = (torch.nn.functional.avg_pool2d(x, 4).flatten(1) for x in (a, b))
+    return (2 * torch.cdist(a, b).mean() - torch.pdist(a).mean() - torch.pdist(b).mean()).item()
+
+
+def training_run():
+    """C1: a small network learns Toybox-10; its loss, and what Algorithm 2's samples look like on the way."""
+    from course_lib.diffusion.train import Training
+    from course_lib.diffusion.unet import UNet
+
+    steps, batch, count, n = size(300, 3), 32, size(1500, 40), size(64, 8)
+    milestones = [size(10, 1), size(40, 2), size(120, 2), steps]
+    arrays = toybox.toybox10(count + n, 0, workers=1)["train_images"].transpose(0, 3, 1, 2).copy()
+    images, real = torch.from_numpy(arrays[:count]), torch.from_numpy(arrays[count:]).float() / 127.5 - 1
+    other = torch.from_numpy(arrays[:n]).float() / 127.5 - 1
+    torch.manual_seed(0)
+    net = UNet(channels=(32, 64), attention=(False, True), patch=2)
+    start = time.time()
+    training = Training(net, SCHEDULE, images, batch_size=batch, lr=2e-3, warmup=20, total_steps=steps, ema_decay=0.98)
+    losses, rows, distances = [], [], []
+    x_T = torch.randn(n, 3, 32, 32, generator=generator(4))
+    for step, loss in training.steps(steps):
+        losses.append(loss.item())
+        if step in milestones:
+            with torch.autocast("cpu", torch.bfloat16):
+                x0 = samplers.last(samplers.ddpm(training.ema.model, x_T, SCHEDULE, size(40, 2), generator=generator(6)))
+            rows.append(x0.float()[:6])
+            distances.append(energy_distance(x0.float(), real))
+    seconds, floor = time.time() - start, energy_distance(other, real)
+    with plt.rc_context(STYLE):
+        fig = plt.figure(figsize=(W, 5.3))
+        ax = fig.add_axes((0.07, 0.16, 0.34, 0.74))
+        ax.plot(range(1, steps + 1), losses, color=BLUE, alpha=0.3, linewidth=1.5)
+        width = size(20, 1)
+        mean = np.convolve(losses, np.ones(width) / width, "valid")
+        ax.plot(np.arange(width, steps + 1), mean, color=BLUE)
+        for m in milestones:
+            ax.axvline(m, color=ORANGE, linewidth=2, linestyle=":")
+        ax.set(xlabel="training step", ylabel="loss", ylim=(0, 1.25), title="The loss of Algorithm 1")
+        fig.text(0.445, 0.94, "samples of Algorithm 2", fontsize=19)
+        fig.text(0.998, 0.94, "distance to data", fontsize=17, ha="right")
+        side = 0.98
+        for r, (m, row, distance) in enumerate(zip(milestones, rows, distances)):
+            y = 0.72 - r * (side + 0.06) / 5.3
+            fig.text(0.535, y + side / 10.6, f"step {m}", ha="right", va="center", fontsize=17, color=BLACK)
+            for i, image in enumerate(row):
+                tile = fig.add_axes((0.548 + i * (side + 0.05) / W * 0.82, y, side / W * 0.8, side / 5.3 * 0.8))
+                tile.imshow(plots.to_uint8(image)[0], interpolation="nearest", aspect="auto")
+                tile.axis("off")
+            fig.text(0.985, y + side / 10.6, f"{distance:.2f}", ha="right", va="center", fontsize=20, color=RED)
+        fig.text(0.985, 0.07, f"two sets of real pictures: {floor:.2f}", ha="right", fontsize=15, color=RED)
+        note = (f"UNet of {sum(p.numel() for p in net.parameters()) / 1e6:.2f} M parameters, {steps} steps of {batch}, "
+                f"Toybox-10, one seed, {seconds:.0f} s on {device_name()} · energy distance of {n} samples, 8×8 thumbnails")  # fmt: skip
+        fig.text(0.998, 0.004, note, fontsize=11, color=GREY, ha="right", va="bottom")
+    return fig
+
+
+def one_step_back():
+    """From x_t to an earlier time: guess the clean picture, go part of the way, add a little noise."""
+    t, before = 400, 250
+    call, _ = model("ddpm-toybox10")
+    x0 = things(32)[3:4]
+    xt = q_sample(x0, t, torch.randn(x0.shape, generator=generator(5)), SCHEDULE)
+    with torch.no_grad():
+        x0_hat = predict_x0(xt, t, call(xt, t, torch.tensor([3])), SCHEDULE).clamp(-1, 1)
+    mean, variance = posterior(x0_hat, xt, t, SCHEDULE, before)
+    xs = mean + variance**0.5 * torch.randn(x0.shape, generator=generator(6))
+    board, side = Board(4.1), 2.2
+    pictures = ((xt, f"$x_t$,  t = {t}", "now"), (x0_hat, r"$\hat{x}_0$", "guess the clean picture"),
+                (mean, "mean of the posterior", "go part of the way"), (xs, f"t = {before}", "add fresh noise"))  # fmt: skip
+    for i, (image, name, words) in enumerate(pictures):
+        x = 0.2 + i * 3.25
+        board.tile(x, 0.75, side, image, frame=(GREY, BLUE, GREEN, ORANGE)[i])
+        board.text(x + side / 2, 0.4, words, 17, (GREY, BLUE, GREEN, BLACK)[i])
+        board.text(x + side / 2, 3.25, name, 18)
+        if i:
+            board.arrow((x - 0.95, 1.85), (x - 0.1, 1.85))
+    board.small(about("ddpm-toybox10", f"a large step (from {t} to {before}), so that it can be seen"))
+    return board.fig
+
+
+def trajectory():
+    """Algorithm 2 at work: x_t and the guess of the clean picture, nine looks on the way from noise."""
+    call, _ = model("ddpm-toybox10")
+    steps, columns, side = size(250, 9), 9, 1.2
+    label = torch.tensor([3])
+    x_T = torch.randn(1, 3, 32, 32, generator=generator(3))
+    path = list(samplers.ddpm(guidance.guided(call, label, 1.5), x_T, SCHEDULE, steps, generator=generator(3)))
+    path = [(SCHEDULE.T, x_T, path[0][2]), *path]
+    board = Board(3.35)
+    for r, words in enumerate((r"$x_t$", r"$\hat{x}_0$")):
+        board.text(0.65, 1.0 + r * 1.3, words, 24, (BLACK, BLUE)[r], ha="right")
+    for i in range(columns):
+        k = round(i * (len(path) - 1) / (columns - 1))
+        _, xt, x0_hat = path[k]
+        left = path[k + 1][0] if k + 1 < len(path) else 0
+        x = 0.9 + i * (side + 0.07)
+        board.text(x + side / 2, 0.2, f"t = {left if k else SCHEDULE.T}", 16)
+        board.tile(x, 0.4, side, xt)
+        board.tile(x, 0.4 + 1.3, side, x0_hat)
+    board.small(about("ddpm-toybox10", f"class {toybox.CLASSES[3]}, w = 1.5, {steps} of 1000 steps"))
+    return board.fig
+
+
+def steps_quality():
+    """Distance to the real pictures against the number of network evaluations, for three solvers."""
+    rows, real = results()["solvers"], results()["real"]
+    kinds = [("ddim, fresh noise (η = 1)", RED, "s", lambda r: r["solver"] == "ddim" and r["eta"] == 1),
+             ("ddim, deterministic (η = 0)", BLUE, "o", lambda r: r["solver"] == "ddim" and r["eta"] == 0),
+             ("heun, second order", GREEN, "^", lambda r: r["solver"] == "heun")]  # fmt: skip
+    floor = real["test_images_n_sweep_to_train"]
+    with plt.rc_context(STYLE):
+        fig, ax = plt.subplots(figsize=(W, 5.3), layout="constrained")
+        everything = []
+        for words, colour, marker, belongs in kinds:
+            points = sorted((r["evaluations"], r["frechet"]) for r in rows if belongs(r))
+            ax.plot(*zip(*points), color=colour, marker=marker, markersize=12, label=words.replace("ddim", "DDIM").replace("heun", "Heun"))
+            everything += [y for _, y in points]
+        ax.axhline(floor, color=BLACK, linestyle="--", linewidth=2, label="real pictures, as many")
+        ticks = sorted({r["evaluations"] for r in rows if r["solver"] == "ddim"})
+        ax.set_xscale("log")
+        ax.set_xticks(ticks, [str(k) for k in ticks])
+        ax.minorticks_off()
+        if max(everything) > 8 * min(everything):
+            ax.set_yscale("log")
+        else:
+            ax.set_ylim(0, 1.1 * max([*everything, floor]))
+        ax.set(xlabel="evaluations of the network per picture (log scale)", ylabel="Fréchet distance (lower is better)")
+        ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+        small_print(fig, about_results(rows, "w = 1, features of the course's CIFAR-10 classifier: not the FID of papers"))
+    return fig
+
+
+def two_worlds():
+    """C2: the same noise, the same code, two data sets."""
+    board, side, columns, n = Board(5.15), 0.92, 6, size(24, 12)
+    label = torch.arange(n) % 10
+    for k, (name, words, colour) in enumerate((("ddpm-cifar10", "trained on CIFAR-10 photos", BLUE),
+                                               ("ddpm-toybox10", "trained on Toybox-10 drawings", RED))):  # fmt: skip
+        x = 0.1 + k * 6.35
+        board.text(x + 2.9, 0.28, words, 20, colour)
+        rows_of(board, draw(name, label, 1.5, size(25, 2), seed=2), columns, x, 0.6, side)
+    notes = [model(name)[1] for name in ("ddpm-cifar10", "ddpm-toybox10")]
+    trained = " and ".join(f"{note['steps']:,} steps, {note['minutes']:.0f} min ({note['device']}, {note['date']})" for note in notes)
+    board.small(f"the same {n} start noises, 25 DDIM steps, w = 1.5, n = {n} each, not picked · trained {trained}")
+    return board.fig
+
+
+def conditions():
+    """One column a class, one row a start noise: the label as a second input."""
+    side, gap, n = 1.14, 0.06, size(4, 2)
+    names = ("plane", "car", *cifar10.CLASSES[2:])
+    board = Board(0.45 + 4 * (side + gap) + 0.28)
+    label, x_T = torch.arange(10).repeat(n), torch.randn(n, 3, 32, 32, generator=generator(7)).repeat_interleave(10, 0)
+    images = draw("ddpm-cifar10", label, 1.0, size(25, 2), x_T=x_T)
+    for c, name in enumerate(names):
+        board.text(0.25 + c * (side + gap) + side / 2, 0.22, name, 18)
+    rows_of(board, images, 10, 0.25, 0.45, side, gap)
+    board.small(about("ddpm-cifar10", f"w = 1, 25 DDIM steps, n = {len(images)}, not picked, a row shares its noise"))
+    return board.fig
+
+
+def guidance_arrows():
+    """The formula as a picture: walk from the unconditional answer through the conditional one, and beyond."""
+    board = Board(3.3)
+    start, step = np.array([1.9, 2.55]), np.array([3.1, -0.55])
+    board.arrow(tuple(start), tuple(start + 3 * step), ORANGE, 5)
+    for w, colour, name in ((0, GREY, "any picture"), (1, BLUE, "the class, as the data has it"), (3, RED, "more than the data")):
+        x, y = start + w * step
+        board.ax.plot([x], [y], "o", color=colour, markersize=20)
+        board.text(x, y + 0.42, name, 17, colour)
+        board.text(x, y - 0.42, f"w = {w}", 20, colour)
+    board.text(start[0] + 0.1, start[1] - 0.85, r"$\epsilon_\theta(x_t, t)$", 20, GREY)
+    board.text(start[0] + step[0], start[1] + step[1] - 0.85, r"$\epsilon_\theta(x_t, t, c)$", 20, BLUE)
+    board.text(start[0] + 3 * step[0] - 1.55, start[1] + 3 * step[1] - 0.3, r"$\tilde\epsilon$", 26, RED)
+    return board.fig
+
+
+def guidance_sweep():
+    """The same noise and labels at five guidance scales."""
+    scales = (0, 1, 2, 4, 8) if not SMOKE else (0, 8)
+    side, gap = 0.98, 0.05
+    board = Board(0.4 + 5 * (side + gap) + 0.28)
+    label = torch.tensor([0, 1, 4, 6, 7, 8, 9, 3, 5, 2])
+    x_T = torch.randn(10, 3, 32, 32, generator=generator(12))
+    names = ("plane", "car", *cifar10.CLASSES[2:])
+    for c, k in enumerate(label):
+        board.text(1.75 + c * (side + gap) + side / 2, 0.2, names[k], 16)
+    for r, w in enumerate(scales):
+        y = 0.4 + r * (side + gap)
+        board.text(1.55, y + side / 2, f"w = {w}", 22, (GREY, BLUE, GREEN, RED, PINK)[r], ha="right")
+        rows_of(board, draw("ddpm-cifar10", label, w, size(25, 2), x_T=x_T), 10, 1.75, y, side, gap)
+    board.small(about("ddpm-cifar10", "25 DDIM steps, one start noise a column, not picked"))
+    return board.fig
+
+
+def fidelity_diversity():
+    """C3: class accuracy against diversity, one point for each guidance scale; and the Fréchet distance over w."""
+    rows, real = sorted(results()["guidance"], key=lambda r: r["w"]), results()["real"]
+    w, fidelity, spread = ([row[k] for row in rows] for k in ("w", "accuracy", "diversity"))
+    with plt.rc_context(STYLE):
+        fig, (a, b) = plt.subplots(1, 2, figsize=(W, 5.3), layout="constrained", width_ratios=(1.5, 1))
+        a.errorbar(spread, fidelity, yerr=[row["accuracy_ci95"] for row in rows], color=BLUE, marker="o", markersize=11, capsize=5)
+        a.plot([real["diversity"]], [real["accuracy"]], "*", color=BLACK, markersize=24)
+        a.annotate("real pictures", (real["diversity"], real["accuracy"]), (-14, -2), textcoords="offset points",
+                   ha="right", va="center")  # fmt: skip
+        a.margins(0.14)
+        fig.canvas.draw()
+        label_points(a, spread, fidelity, [f"{k:g}" for k in w])
+        a.set(xlabel="diversity within a class", ylabel="share that shows the class", title="Fidelity against diversity, by w")
+        b.plot(w, [row["frechet"] for row in rows], color=RED, marker="o", markersize=11)
+        b.set(xlabel="guidance scale w", ylabel="Fréchet distance", title="Distance to real pictures")
+        best = min(rows, key=lambda row: row["frechet"])
+        b.axvline(best["w"], color=GREY, linestyle=":", linewidth=2)
+        b.annotate(f"lowest at w = {best['w']:g}", (best["w"], b.get_ylim()[1]), (6, -4), textcoords="offset points", va="top")
+        small_print(fig, about_results(rows, f"{rows[0]['steps']} DDIM steps, features and judge: the course's CIFAR-10 classifier, bars 95 %"))
+    return fig
+
+
+def label_points(ax, xs: list[float], ys: list[float], words: list[str]) -> None:
+    """Write each word beside its point, and leave out one that would sit on another."""
+    placed = []
+    for x, y, word in zip(xs, ys, words):
+        at = ax.transData.transform((x, y))
+        if all(np.hypot(*(at - other)) > 26 for other in placed):
+            placed.append(at)
+            ax.annotate(word, (x, y), (11, 9), textcoords="offset points", fontsize=17, color=RED, fontweight="bold")
+
+
+def conventions():
+    """Two rulers: the guidance scale of this course, and of the paper."""
+    board = Board(3.7)
+    left, unit = 2.4, 1.13
+    for y, shift, name, colour in ((1.2, 0, "this course,\ndiffusers,\nmost code", BLUE), (2.8, 1, "Ho & Salimans\n2021", RED)):
+        board.text(0.1, y, name, 18, colour, ha="left")
+        board.arrow((left, y), (W - 0.1, y), colour, 4)
+        for k in range(9):
+            x = left + 0.35 + k * unit
+            board.ax.plot([x, x], [y - 0.13, y + 0.13], color=colour, linewidth=3)
+            board.text(x, y + 0.36, f"{k - shift}", 20, colour)
+    for k, words in ((0, "condition\nignored"), (1, "no\nguidance"), (7.5, "Stable Diffusion's\ncustom: 7.5")):
+        x = left + 0.35 + k * unit
+        board.ax.plot([x, x], [0.75, 2.95], color=BLACK, linestyle=":", linewidth=2)
+        board.text(x, 0.4, words, 16)
+    return board.fig
+
+
+FIGURES = (title, builds_to, forward, why_noise, algorithm1, network, training_run, one_step_back, trajectory, steps_quality,
+           two_worlds, conditions, guidance_arrows, guidance_sweep, fidelity_diversity, conventions)  # fmt: skip
+
+
+def main() -> None:
+    global SMOKE
+    names = [figure.__name__ for figure in FIGURES]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help="draw these: " + ", ".join(names))
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("img"))
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes: proves that it runs, draws nothing worth showing")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
+    args = parser.parse_args()
+    SMOKE = args.smoke
+    if args.smoke and args.out == parser.get_default("out"):
+        parser.error("--smoke needs --out: the real figures are not to be replaced by tiny ones")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    args.out.mkdir(parents=True, exist_ok=True)
+    for figure in FIGURES:
+        if args.only and figure.__name__ not in args.only:
+            continue
+        start = time.time()
+        with plt.rc_context(STYLE):
+            fig = figure()
+            fig.savefig(args.out / f"{figure.__name__}.png", dpi=size(120, 40), facecolor="white", metadata={"Software": None})
+        plt.close(fig)
+        print(f"{figure.__name__}: {time.time() - start:.1f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""The forward process, its posterior and the loss, against round trips, statistics and independent solutions."""
+
+import pytest
+import torch
+
+from course_lib.diffusion.ddpm import posterior, predict_x0, q_sample, simple_loss
+from course_lib.diffusion.schedule import cosine, linear
+
+SCHEDULE = linear()
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def randn(*shape, seed=0):
+    return torch.randn(shape, generator=generator(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("t", [1, 17, 500, 1000])
+def test_predict_x0_undoes_q_sample(t):
+    x0, eps = randn(4, 3, 8, 8), randn(4, 3, 8, 8, seed=1)
+    torch.testing.assert_close(predict_x0(q_sample(x0, t, eps, SCHEDULE), t, eps, SCHEDULE), x0, rtol=1e-11, atol=1e-11)
+
+
+def test_at_time_0_nothing_is_added():
+    x0, eps = randn(2, 3, 4, 4), randn(2, 3, 4, 4, seed=1)
+    torch.testing.assert_close(q_sample(x0, 0, eps, SCHEDULE), x0, rtol=0, atol=0)
+
+
+def test_one_time_for_all_or_one_for_each_image():
+    x0, eps = randn(3, 3, 4, 4), randn(3, 3, 4, 4, seed=1)
+    times = [3, 400, 1000]
+    together = q_sample(x0, torch.tensor(times), eps, SCHEDULE)
+    for i, t in enumerate(times):
+        alone = q_sample(x0[i : i + 1], t, eps[i : i + 1], SCHEDULE)
+        torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("t", [1, 250, 1000])
+def test_mean_and_variance_of_q_sample(t):
+    N, x0 = 40_000, 0.7
+    xt = q_sample(torch.full((N, 1, 1, 1), x0).double(), t, randn(N, 1, 1, 1), SCHEDULE)
+    alpha_bar = SCHEDULE.alpha_bar[t].item()
+    variance = 1 - alpha_bar
+    assert abs(xt.mean().item() - alpha_bar**0.5 * x0) < 4 * (variance / N) ** 0.5  # four standard errors
+    assert abs(xt.var().item() - variance) < 4 * variance * (2 / N) ** 0.5
+
+
+def test_q_sample_is_many_small_steps_at_once():
+    mean, variance = 1.0, 0.0
+    for t in range(1, 301):  # x_t = sqrt(1 - beta_t) x_{t-1} + sqrt(beta_t) eps
+        beta = SCHEDULE.beta[t].item()
+        mean, variance = (1 - beta) ** 0.5 * mean, (1 - beta) * variance + beta
+    ones = torch.ones(1, 1, 1, 1, dtype=torch.float64)
+    assert q_sample(ones, 300, 0 * ones, SCHEDULE).item() == pytest.approx(mean, rel=1e-12)
+    assert q_sample(0 * ones, 300, ones, SCHEDULE).item() ** 2 == pytest.approx(variance, rel=1e-12)
+
+
+@pytest.mark.parametrize(("t", "before"), [(2, None), (500, None), (1000, None), (500, 400), (981, 961), (300, 1)])
+@pytest.mark.parametrize("schedule", [linear(), cosine()], ids=["linear", "cosine"])
+def test_posterior_is_the_product_of_two_gaussians(schedule, t, before):
+    """q(x_s | x_t, x_0) ~ q(x_t | x_s) q(x_s | x_0), multiplied out and integrated on a fine grid of x_s."""
+    x0, xt, s = 0.4, -0.3, t - 1 if before is None else before
+    abar_t, abar_s = schedule.alpha_bar[t].item(), schedule.alpha_bar[s].item()
+    alpha = abar_t / abar_s
+    mean, variance = posterior(torch.tensor(x0).double(), torch.tensor(xt).double(), t, schedule, before)
+    reach = 12 * variance**0.5
+    x = torch.linspace(mean.item() - reach, mean.item() + reach, 20_001, dtype=torch.float64)
+    log_p = -((xt - alpha**0.5 * x) ** 2) / (2 * (1 - alpha)) - (x - abar_s**0.5 * x0) ** 2 / (2 * (1 - abar_s))
+    p = (log_p - log_p.max()).exp()
+    p = p / p.sum()
+    assert (p * x).sum().item() == pytest.approx(mean.item(), abs=1e-6 * variance**0.5)
+    assert (p * (x - mean) ** 2).sum().item() == pytest.approx(variance, rel=1e-6)
+
+
+def test_posterior_over_several_times_is_the_chain_of_single_steps():
+    x0, xt, t, s = randn(1, 1, 2, 2), randn(1, 1, 2, 2, seed=1), 40, 25
+    mean, variance = xt, 0.0
+    for u in range(t, s, -1):  # the mean of step u is affine in x_u, so mean and variance can be carried along
+        at_zero, step_variance = posterior(x0, torch.zeros_like(xt), u, SCHEDULE)
+        slope = (posterior(x0, torch.ones_like(xt), u, SCHEDULE)[0] - at_zero).mean().item()
+        mean, variance = at_zero + slope * mean, slope**2 * variance + step_variance
+    jump_mean, jump_variance = posterior(x0, xt, t, SCHEDULE, before=s)
+    torch.testing.assert_close(jump_mean, mean)
+    assert jump_variance == pytest.approx(variance, rel=1e-9)
+
+
+def test_the_last_step_is_certain():
+    x0, xt = randn(2, 3, 4, 4), randn(2, 3, 4, 4, seed=1)
+    for t, before in ((1, None), (300, 0)):
+        mean, variance = posterior(x0, xt, t, SCHEDULE, before)
+        assert variance == 0
+        torch.testing.assert_close(mean, x0, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("t", "before"), [(0, None), (1001, None), (5, 5), (5, 6), (5, -1)])
+def test_posterior_refuses_times_out_of_order(t, before):
+    x = torch.zeros(1, 1, 1, 1)
+    with pytest.raises(ValueError, match=r"^t: expected 0 <= before < t <= 1000, got before = "):
+        posterior(x, x, t, SCHEDULE, before)
+
+
+def test_simple_loss_is_the_formula():
+    x0 = randn(6, 3, 8, 8).clamp(-1, 1)
+
+    def eps_model(xt, t):
+        return 0.3 * xt + t.reshape(-1, 1, 1, 1) / 1000
+
+    g = generator(5)
+    t = torch.randint(1, 1001, (6,), generator=g)
+    eps = torch.randn(x0.shape, generator=g, dtype=x0.dtype)
+    alpha_bar = SCHEDULE.alpha_bar[t].reshape(-1, 1, 1, 1)
+    xt = alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * eps
+    by_hand = ((eps - eps_model(xt, t)) ** 2).sum() / x0.numel()
+    torch.testing.assert_close(simple_loss(eps_model, x0, SCHEDULE, generator(5)), by_hand)
+
+
+def test_simple_loss_of_a_perfect_and_of_a_silent_model():
+    x0 = randn(64, 3, 16, 16).clamp(-1, 1)
+    N = x0.numel()
+
+    def perfect(xt, t):
+        alpha_bar = SCHEDULE.at(t, xt)
+        return (xt - alpha_bar.sqrt() * x0) / (1 - alpha_bar).sqrt()
+
+    assert simple_loss(perfect, x0, SCHEDULE, generator()).item() < 1e-20
+    silent = simple_loss(lambda xt, t: torch.zeros_like(xt), x0, SCHEDULE, generator()).item()
+    assert abs(silent - 1) < 4 * (2 / N) ** 0.5  # E eps^2 = 1; four standard errors
+
+
+def test_simple_loss_visits_every_time_from_1_to_T():
+    seen = []
+    short = linear(T=5, beta_end=0.5)
+    simple_loss(lambda xt, t: (seen.append(t), xt)[1], torch.zeros(400, 1, 1, 1), short, generator())
+    assert set(seen[0].tolist()) == {1, 2, 3, 4, 5}
+
+
+def test_simple_loss_follows_its_generator_alone():
+    x0 = torch.zeros(4, 3, 8, 8)
+
+    def loss(g):
+        return simple_loss(lambda xt, t: xt * 0.5, x0, SCHEDULE, g)
+
+    state = torch.get_rng_state()
+    first = loss(generator(3))
+    assert torch.equal(torch.get_rng_state(), state)  # the global generator was left alone
+    torch.manual_seed(1)
+    torch.testing.assert_close(loss(generator(3)), first, rtol=0, atol=0)
+    assert loss(generator(4)) != first

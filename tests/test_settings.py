@@ -1,0 +1,68 @@
+"""Profiles and sizes."""
+
+import pytest
+import torch
+
+from course_lib import settings
+
+SIZES = dict(smoke=1, cpu=2, gpu=3)
+
+
+@pytest.mark.parametrize("name", settings.PROFILES)
+def test_the_profile_picks_the_size(monkeypatch, name):
+    monkeypatch.setenv("COURSE_PROFILE", name)
+    assert settings.profile() == name
+    assert settings.pick(**SIZES) == SIZES[name]
+
+
+@pytest.mark.parametrize(("accelerator", "expected"), [(None, "cpu"), ("cuda", "gpu"), ("mps", "gpu")])
+@pytest.mark.parametrize("value", [None, ""])
+def test_without_a_word_the_machine_decides(monkeypatch, value, accelerator, expected):
+    monkeypatch.delenv("COURSE_PROFILE") if value is None else monkeypatch.setenv("COURSE_PROFILE", value)
+    monkeypatch.setattr(settings, "_accelerator", lambda: accelerator)
+    assert settings.profile() == expected
+    assert settings.device() == torch.device(accelerator or "cpu")
+
+
+@pytest.mark.parametrize("name", ["smoke", "cpu"])
+def test_small_profiles_stay_on_the_cpu(monkeypatch, name):
+    monkeypatch.setenv("COURSE_PROFILE", name)
+    monkeypatch.setattr(settings, "_accelerator", lambda: "cuda")
+    assert settings.device() == torch.device("cpu")
+
+
+def test_the_gpu_profile_falls_back_to_the_cpu(monkeypatch):
+    monkeypatch.setenv("COURSE_PROFILE", "gpu")
+    monkeypatch.setattr(settings, "_accelerator", lambda: None)
+    assert settings.device() == torch.device("cpu")
+
+
+def test_an_unknown_profile_is_refused(monkeypatch):
+    monkeypatch.setenv("COURSE_PROFILE", "fast")
+    for call in (settings.profile, settings.device, lambda: settings.pick(**SIZES)):
+        with pytest.raises(ValueError, match=r"^COURSE_PROFILE: expected one of smoke, cpu, gpu, got 'fast'$"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "got"),
+    [
+        ({}, "nothing"),
+        ({"smoke": 1, "cpu": 2}, "smoke, cpu"),
+        ({**SIZES, "tpu": 4}, "smoke, cpu, gpu, tpu"),
+    ],
+)
+def test_sizes_for_every_profile_and_no_other(sizes, got):
+    with pytest.raises(ValueError, match=rf"^sizes: expected exactly smoke, cpu, gpu, got {got}$"):
+        settings.pick(**sizes)
+
+
+def test_the_cache_is_where_the_variable_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("COURSE_CACHE", str(tmp_path / "here"))
+    assert settings.cache_dir() == tmp_path / "here"
+    monkeypatch.delenv("COURSE_CACHE")
+    assert settings.cache_dir().parts[-2:] == (".cache", "personalization-course")
+
+
+def test_the_device_has_a_name():
+    assert settings.device_name()
