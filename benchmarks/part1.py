@@ -4,8 +4,8 @@
     python benchmarks/part1.py --seconds 30   # rougher
 
 Writes data/results/benchmark_part1.json. A ratio is the median over rounds of one variant's time by the other's in the
-same round; below 1 the first one is faster. The network has the shipped shape and random weights: speed does not
-depend on what it has learned.
+same round; below 1 the first one is faster. The network has the shape of data/checkpoints/ddpm-cifar10 and random
+weights: speed does not depend on what it has learned.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 from course_lib.diffusion import guidance, samplers, schedule
 from course_lib.diffusion.train import Training
 from course_lib.diffusion.unet import UNet
-from course_lib.settings import RESULTS, device_name
+from course_lib.settings import CHECKPOINTS, RESULTS, device_name
 
 SCHEDULE = schedule.linear()
 MIN_ROUNDS = 3
@@ -44,8 +44,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=32, help="images of a training step")
     parser.add_argument("--images", type=int, default=16, help="images drawn together")
     parser.add_argument("--steps", type=int, default=50, help="DDIM steps of the last row")
-    parser.add_argument("--channels", type=int, nargs="+", default=[64, 128, 192])
-    parser.add_argument("--patch", type=int, default=2)
+    parser.add_argument(
+        "--channels", type=int, nargs="+", help="widths of another network (default: the shipped one's)"
+    )
     parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
     parser.add_argument("--cpu", action="store_true", help="stay on the CPU")
     return parser.parse_args()
@@ -56,6 +57,10 @@ class Bench:
 
     def __init__(self, args: argparse.Namespace):
         self.args, self.rows = args, []
+        self.shape = json.loads((CHECKPOINTS / "ddpm-cifar10" / "config.json").read_text())
+        del self.shape["_class_name"]
+        if args.channels:
+            self.shape |= dict(channels=args.channels, attention=[i == 1 for i in range(len(args.channels))])
         self.device = Accelerator(cpu=args.cpu).device
         generator = torch.Generator().manual_seed(0)
         self.pictures = torch.randint(0, 256, (2_000, 3, 32, 32), generator=generator).to(torch.uint8)
@@ -65,8 +70,7 @@ class Bench:
 
     def network(self, memory_format: torch.memory_format = torch.channels_last) -> UNet:
         torch.manual_seed(0)
-        shape = dict(channels=tuple(self.args.channels), attention=(False, True, False), patch=self.args.patch)
-        return UNet(**shape, num_classes=10).to(self.device, memory_format=memory_format)
+        return UNet(**self.shape).to(self.device, memory_format=memory_format)
 
     def autocast(self, precision: str) -> contextlib.AbstractContextManager:
         if precision == "float32":
@@ -141,7 +145,7 @@ class BareLoop:
         alpha_bar = self.alpha_bar[t].reshape(-1, 1, 1, 1)
         with self.bench.autocast(self.precision):
             eps_hat = self.net(alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * eps, t, label)
-        loss = nn.functional.mse_loss(eps_hat.float(), eps)
+        loss = ((eps_hat.float() - eps) / alpha_bar.sqrt()).square().mean()
         loss.backward()
         nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
         for group in self.optimizer.param_groups:
@@ -176,7 +180,7 @@ def course_loop(bench: Bench) -> Callable:
     precision = "no" if bench.device.type == "mps" else "bf16"
     accelerator = Accelerator(cpu=bench.args.cpu, mixed_precision=precision)
     training = Training(bench.network(), SCHEDULE, bench.pictures, bench.labels, batch_size=bench.args.batch_size,
-                        accelerator=accelerator)  # fmt: skip
+                        weighting="v", accelerator=accelerator)  # fmt: skip
     steps = training.steps(10**9)
     return lambda: next(steps)
 
@@ -271,12 +275,13 @@ def main() -> None:
     training_rows(bench)
     sampling_rows(bench)
     data_row(bench)
-    settings = {key: value for key, value in vars(args).items() if key not in ("out", "threads", "cpu")}
+    settings = {key: value for key, value in vars(args).items() if key not in ("out", "threads", "cpu", "channels")}
     result = dict(
         made_by="benchmarks/part1.py", date=datetime.date.today().isoformat(),
         device="CPU" if bench.device.type == "cpu" and torch.cuda.is_available() else device_name(),
         threads=torch.get_num_threads(), torch=torch.__version__, python=platform.python_version(),
-        system=platform.system(), settings=settings, minutes=round((time.time() - start) / 60, 1), rows=bench.rows,
+        system=platform.system(), settings=settings | {"network": bench.shape},
+        minutes=round((time.time() - start) / 60, 1), rows=bench.rows,
     )  # fmt: skip
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(result, indent=1) + "\n")

@@ -29,6 +29,7 @@ STYLE = {
     "figure.dpi": 100,
     "legend.frameon": False,
 }
+plt.rcParams.update(STYLE)  # for every figure of a notebook that imports this, also those it makes itself
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
@@ -74,27 +75,26 @@ def grid(
             raise ValueError(f"{name}: expected {count} texts, got {len(labels)}")
     H, W = images.shape[-2:]
     gap = max(1, W // 16)
-    with plt.rc_context({**STYLE, "axes.grid": False}):
-        lines = 2 * bool(title) + (max(text.count("\n") + 1 for text in column_labels) if column_labels else 0)
-        words = 0.1 + 0.08 * max(map(len, row_labels)) if row_labels else 0  # inches beside and above the images
-        size = (columns * tile + words, rows * tile * H / W + 0.18 * lines)
-        fig, ax = plt.subplots(figsize=size, layout="constrained")
-        ax.imshow(montage(images, columns, gap), interpolation="nearest")
-        ax.set_xticks([W / 2 + i * (W + gap) for i in range(columns)] if column_labels else [], column_labels or [])
-        ax.set_yticks([H / 2 + i * (H + gap) for i in range(rows)] if row_labels else [], row_labels or [])
-        ax.xaxis.tick_top()
-        ax.tick_params(length=0, labelsize=9)
-        for spine in ax.spines.values():
-            spine.set_visible(False)
-        if title:
-            fig.suptitle(title, x=0.01, ha="left", fontsize=11)
+    lines = 2 * bool(title) + (max(text.count("\n") + 1 for text in column_labels) if column_labels else 0)
+    words = 0.1 + 0.08 * max(map(len, row_labels)) if row_labels else 0  # inches beside and above the images
+    size = (columns * tile + words, rows * tile * H / W + 0.18 * lines)
+    fig, ax = plt.subplots(figsize=size, layout="constrained")
+    ax.grid(False)
+    ax.imshow(montage(images, columns, gap), interpolation="nearest")
+    ax.set_xticks([W / 2 + i * (W + gap) for i in range(columns)] if column_labels else [], column_labels or [])
+    ax.set_yticks([H / 2 + i * (H + gap) for i in range(rows)] if row_labels else [], row_labels or [])
+    ax.xaxis.tick_top()
+    ax.tick_params(length=0, labelsize=9)
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+    if title:
+        fig.suptitle(title, x=0.01, ha="left", fontsize=11)
     return fig
 
 
 def curves(columns: int = 1, width: float = 5.0, height: float = 3.2):
     """A figure with `columns` axes side by side in the course's style. Returns (fig, axes)."""
-    with plt.rc_context(STYLE):
-        return plt.subplots(1, columns, figsize=(width * columns, height), layout="constrained")
+    return plt.subplots(1, columns, figsize=(width * columns, height), layout="constrained")
 
 
 def show(fig: Figure, alt: str, dpi: int = 100) -> None:

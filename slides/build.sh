@@ -9,7 +9,7 @@ stop() { echo "slides: $1" >&2; exit 1; }
 
 command -v node >/dev/null 2>&1 && command -v npm >/dev/null 2>&1 ||
   stop "Node.js 18 or newer is needed to build the slides (https://nodejs.org); the built HTML and PDF are in slides/ already."
-node -e 'process.exit(Number(process.versions.node.split(".")[0]) < 18)' ||
+node -e 'process.exit(parseInt(process.versions.node) < 18 ? 1 : 0)' ||
   stop "Node.js 18 or newer is needed, and this is $(node --version)."
 
 PY=""
@@ -49,17 +49,20 @@ if [ -z "$browser" ]; then
   echo "slides: no Chrome, Chromium or Edge was found, so the PDF is skipped (CHROME_PATH names one)."
 fi
 
-marp() { node node_modules/@marp-team/marp-cli/marp-cli.js --no-stdin --no-config-file --theme theme.css "$@"; }
+marp() { node node_modules/@marp-team/marp-cli/marp-cli.js --no-config-file --theme theme.css "$@"; }
 for deck in part*.md; do
-  marp "$deck" --html --template bespoke -o "${deck%.md}.html" 2>&1 | grep -v "^\[  INFO" || true
-  [ -f "${deck%.md}.html" ] || stop "Marp made no HTML of $deck."
+  name="${deck%.md}"
+  rm -f "$name.new.html" "$name.new.pdf"
+  marp "$deck" --html --template bespoke -o "$name.new.html" 2>&1 | grep -v "INFO" || true
+  [ -s "$name.new.html" ] || stop "Marp made no HTML of $deck."
+  mv "$name.new.html" "$name.html"
   if [ -n "$browser" ]; then
-    rm -f "${deck%.md}.pdf"
     # Inside a container or as root the browser's sandbox does not start; the deck is our own file.
     if [ "$(uname -s)" = Linux ]; then export CHROME_NO_SANDBOX=1; fi
-    CHROME_PATH="$browser" marp "$deck" --html --pdf --allow-local-files -o "${deck%.md}.pdf" 2>&1 |
-      grep -v "^\[  INFO\|Insecure local file" || true
-    [ -f "${deck%.md}.pdf" ] || stop "the browser made no PDF of $deck."
+    CHROME_PATH="$browser" marp "$deck" --html --pdf --allow-local-files -o "$name.new.pdf" 2>&1 |
+      grep -v "INFO\|Insecure local file" || true
+    [ -s "$name.new.pdf" ] || stop "the browser made no PDF of $deck."
+    mv "$name.new.pdf" "$name.pdf"
   fi
   "$PY" pack.py "$deck"
 done

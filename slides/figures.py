@@ -9,7 +9,9 @@ each figure says in small print what it was measured on. Seeds are fixed.
 """
 
 import argparse
+import datetime
 import json
+import textwrap
 import time
 from functools import lru_cache
 from pathlib import Path
@@ -62,10 +64,10 @@ class Board:
         if frame:
             self.ax.add_patch(plt.Rectangle((x, y), side, side, fill=False, edgecolor=frame, linewidth=5))
 
-    def text(self, x: float, y: float, words: str, points: float = 17, colour: str = BLACK, ha="center", va="center", **kw):
-        self.ax.text(x, y, words, fontsize=points, color=colour, ha=ha, va=va, **kw)
+    def text(self, x: float, y: float, words: str, points: float = 17, colour: str = BLACK, ha="center", va="center"):
+        self.ax.text(x, y, words, fontsize=points, color=colour, ha=ha, va=va)
 
-    def arrow(self, a: tuple[float, float], b: tuple[float, float], colour: str = GREY, width: float = 3, bend: float = 0):
+    def arrow(self, a: tuple[float, float], b: tuple[float, float], colour=GREY, width: float = 3, bend: float = 0):
         style = f"arc3,rad={bend}"
         self.ax.add_patch(FancyArrowPatch(a, b, arrowstyle="-|>", mutation_scale=24, linewidth=width, color=colour,
                                           connectionstyle=style, shrinkA=0, shrinkB=0))  # fmt: skip
@@ -77,12 +79,18 @@ class Board:
 
     def small(self, words: str) -> None:
         """The small print: what was measured, on what."""
-        self.text(self.width, self.height - 0.02, words, 11, GREY, ha="right", va="bottom")
+        self.text(self.width, self.height - 0.02, wrapped(words), 11, GREY, ha="right", va="bottom")
+
+
+def wrapped(words: str) -> str:
+    """Small print in lines that fit the width of a figure."""
+    return "\n".join(textwrap.wrap(words, 135, break_on_hyphens=False))
 
 
 def small_print(fig, words: str) -> None:
-    fig.get_layout_engine().set(rect=(0, 0.05, 1, 0.95))
-    fig.text(0.998, 0.004, words, fontsize=11, color=GREY, ha="right", va="bottom")
+    """The small print of a figure with a layout engine, which then leaves room for it."""
+    fig.get_layout_engine().set(rect=(0, 0.08, 1, 0.92))
+    fig.text(0.998, 0.004, wrapped(words), fontsize=11, color=GREY, ha="right", va="bottom")
 
 
 def rows_of(board: Board, images: Tensor, columns: int, x: float, y: float, side: float, gap: float = 0.06) -> None:
@@ -117,8 +125,8 @@ def model(name: str):
 def about(name: str, *more: str) -> str:
     """Small print for pictures drawn by a shipped model."""
     note = model(name)[1]
-    trained = f"{note['steps']:,} steps of {note['batch_size']} in {note['minutes']:.0f} minutes on {note['device']}, {note['date']}"
-    return " · ".join([*more, f"model {name}: {trained}"])
+    trained = f"{note['steps']:,} steps of {note['batch_size']} in {note['minutes']:.0f} minutes"
+    return " · ".join([*more, f"model {name}: {trained} on {note['device']}, {note['date']}"])
 
 
 def draw(name: str, label: Tensor, w: float, steps: int, seed: int = 0, x_T: Tensor | None = None) -> Tensor:
@@ -174,13 +182,13 @@ def builds_to():
         picture = scene(noun, where, 0.5, 0.55, 0.74 + 0.04 * (i % 2), flip=i % 2 == 1)
         board.tile(0.1 + i % 2 * 1.75, 0.6 + i // 2 * 1.75, 1.68, picture)
     board.text(1.8, 0.28, "a few photos of one subject", 18)
-    board.box(4.5, 1.55, 2.3, 1.5, "the model\nlearns  $S_*$", ORANGE, 19)
-    board.arrow((3.75, 2.3), (4.4, 2.3))
-    board.arrow((6.9, 2.3), (7.55, 2.3))
+    board.box(4.25, 1.55, 1.75, 1.5, "the model\nlearns  $S_*$", ORANGE, 19)
+    board.arrow((3.6, 2.3), (4.17, 2.3))
+    board.arrow((6.06, 2.3), (6.6, 2.3))
     for i, where in enumerate(scenes[4:7]):
-        board.tile(7.7 + i * 1.58, 1.35, 1.5, scene(noun, where, 0.4 + 0.1 * i, 0.57, 0.66, flip=i == 1))
-        board.text(8.45 + i * 1.58, 3.12, f"“$S_*$ {where}”", 13)
-    board.text(10.0, 1.05, "the same subject, where a prompt puts it", 18)
+        board.tile(6.68 + i * 1.92, 1.35, 1.84, scene(noun, where, 0.4 + 0.1 * i, 0.57, 0.66, flip=i == 1))
+        board.text(7.6 + i * 1.92, 3.55, f"“$S_*$\n{where}”", 15)
+    board.text(W - 0.05, 1.05, "the same subject, where a prompt says", 18, ha="right")
     board.small("The task, not a result: every picture here is drawn by the Toybox renderer of this course.")
     return board.fig
 
@@ -205,9 +213,9 @@ def forward():
         for time_ in times:
             ax.axvline(time_, color=GREY, linewidth=1, alpha=0.5)
         ax.set(xlabel="time t", ylabel="factor", xlim=(0, 1000), ylim=(0, 1.05))
-        fig.text(0.755, 0.43, r"$\sqrt{\bar\alpha_t}$  of the picture", color=BLUE, fontsize=21)
-        fig.text(0.755, 0.31, r"$\sqrt{1-\bar\alpha_t}$  of the noise", color=RED, fontsize=21)
-        fig.text(0.755, 0.19, "linear schedule, T = 1000", color=GREY, fontsize=16)
+        fig.text(0.75, 0.43, r"$\sqrt{\bar\alpha_t}$  of the picture", color=BLUE, fontsize=18)
+        fig.text(0.75, 0.31, r"$\sqrt{1-\bar\alpha_t}$  of the noise", color=RED, fontsize=18)
+        fig.text(0.75, 0.19, "linear schedule, T = 1000", color=GREY, fontsize=14)
     return fig
 
 
@@ -254,7 +262,6 @@ def algorithm1():
     board.arrow((8.15, 1.85), (8.85, 1.85))
     board.tile(8.95, 1.1, 1.5, (eps + 0.35 * torch.randn(eps.shape, generator=generator(2))) / 2)
     board.text(9.7, 0.8, r"$\hat\epsilon$", 22, RED)
-    board.ax.plot([1.0, 1.0, 11.45, 11.45], [3.62, 3.66, 3.66, 2.75], color=RED, linewidth=0)
     board.arrow((2.1, 3.35), (11.5, 2.75), RED, bend=0.12)
     board.arrow((10.55, 1.85), (10.95, 1.85))
     board.box(11.0, 1.25, 1.35, 1.3, "squared\nerror", RED, 17)
@@ -281,8 +288,8 @@ def network():
             board.arrow((right + w / 2 - 0.5, y + step_y), (right + w / 2 - 0.2, y + box_h), BLACK)
         else:
             board.arrow((left + w + 0.1, y + box_h / 2), (right - 0.1, y + box_h / 2), BLACK)
-            board.text(W / 2, y + box_h / 2 - 0.27, "middle: + attention", 15)
-    board.text(W / 2, 0.98, "skip connections carry the detail", 16, GREY)
+            board.text(W / 2, y + box_h / 2 - 0.35, "middle,\nattention", 15)
+    board.text(W / 2, 0.85, "skip connections\ncarry the detail", 16, GREY)
     x0 = things(32)[3:4]
     eps = torch.randn(x0.shape, generator=generator(1))
     board.tile(0.1, 0.5, 1.5, q_sample(x0, 250, eps, SCHEDULE))
@@ -291,7 +298,7 @@ def network():
     board.tile(W - 1.6, 0.5, 1.5, eps / 2)
     board.text(W - 0.85, 0.22, r"$\hat\epsilon$", 20, RED)
     board.arrow((W - 2.25, 1.25), (W - 1.7, 1.25), BLACK)
-    board.text(0.1, 3.3, "every block also hears\nthe time $t$ and, if given,\nthe label $c$", 17, RED, ha="left")
+    board.text(0.1, 3.9, "every block also hears\nthe time $t$ and, if given,\nthe label $c$", 17, RED, ha="left")
     board.small(f"model ddpm-cifar10: {parameters / 1e6:.1f} million parameters; {patch}×{patch} pixels enter as one")
     return board.fig
 
@@ -316,13 +323,13 @@ def training_run():
     net = UNet(channels=(32, 64), attention=(False, True), patch=2)
     start = time.time()
     training = Training(net, SCHEDULE, images, batch_size=batch, lr=2e-3, warmup=20, total_steps=steps, ema_decay=0.98)
-    losses, rows, distances = [], [], []
+    losses, rows, distances, sampling = [], [], [], size(40, 2)
     x_T = torch.randn(n, 3, 32, 32, generator=generator(4))
     for step, loss in training.steps(steps):
         losses.append(loss.item())
         if step in milestones:
             with torch.autocast("cpu", torch.bfloat16):
-                x0 = samplers.last(samplers.ddpm(training.ema.model, x_T, SCHEDULE, size(40, 2), generator=generator(6)))
+                x0 = samplers.last(samplers.ddpm(training.ema.model, x_T, SCHEDULE, sampling, generator=generator(6)))
             rows.append(x0.float()[:6])
             distances.append(energy_distance(x0.float(), real))
     seconds, floor = time.time() - start, energy_distance(other, real)
@@ -348,9 +355,11 @@ def training_run():
                 tile.axis("off")
             fig.text(0.985, y + side / 10.6, f"{distance:.2f}", ha="right", va="center", fontsize=20, color=RED)
         fig.text(0.985, 0.07, f"two sets of real pictures: {floor:.2f}", ha="right", fontsize=15, color=RED)
-        note = (f"UNet of {sum(p.numel() for p in net.parameters()) / 1e6:.2f} M parameters, {steps} steps of {batch}, "
-                f"Toybox-10, one seed, {seconds:.0f} s on {device_name()} · energy distance of {n} samples, 8×8 thumbnails")  # fmt: skip
-        fig.text(0.998, 0.004, note, fontsize=11, color=GREY, ha="right", va="bottom")
+        parameters = sum(p.numel() for p in net.parameters()) / 1e6
+        note = (f"UNet of {parameters:.2f} M parameters, {steps} steps of {batch} on {count:,} Toybox-10 pictures, "
+                f"{seconds / 60:.1f} minutes on {device_name()}, {datetime.date.today()}, one seed · "
+                f"energy distance of n = {n} samples ({sampling} of 1000 steps), 8×8 thumbnails")  # fmt: skip
+        fig.text(0.998, 0.004, wrapped(note), fontsize=11, color=GREY, ha="right", va="bottom")
     return fig
 
 
@@ -365,8 +374,10 @@ def one_step_back():
     mean, variance = posterior(x0_hat, xt, t, SCHEDULE, before)
     xs = mean + variance**0.5 * torch.randn(x0.shape, generator=generator(6))
     board, side = Board(4.1), 2.2
-    pictures = ((xt, f"$x_t$,  t = {t}", "now"), (x0_hat, r"$\hat{x}_0$", "guess the clean picture"),
-                (mean, "mean of the posterior", "go part of the way"), (xs, f"t = {before}", "add fresh noise"))  # fmt: skip
+    pictures = ((xt, f"$x_t$,  t = {t}", "now"),
+                (x0_hat, r"$\hat{x}_0$", "guess the clean picture"),
+                (mean, "mean of the posterior", "go part of the way"),
+                (xs, f"t = {before}", "add fresh noise"))  # fmt: skip
     for i, (image, name, words) in enumerate(pictures):
         x = 0.2 + i * 3.25
         board.tile(x, 0.75, side, image, frame=(GREY, BLUE, GREEN, ORANGE)[i])
@@ -404,16 +415,16 @@ def trajectory():
 def steps_quality():
     """Distance to the real pictures against the number of network evaluations, for three solvers."""
     rows, real = results()["solvers"], results()["real"]
-    kinds = [("ddim, fresh noise (η = 1)", RED, "s", lambda r: r["solver"] == "ddim" and r["eta"] == 1),
-             ("ddim, deterministic (η = 0)", BLUE, "o", lambda r: r["solver"] == "ddim" and r["eta"] == 0),
-             ("heun, second order", GREEN, "^", lambda r: r["solver"] == "heun")]  # fmt: skip
+    kinds = [("DDIM, fresh noise (η = 1)", RED, "s", lambda r: r["solver"] == "ddim" and r["eta"] == 1),
+             ("DDIM, deterministic (η = 0)", BLUE, "o", lambda r: r["solver"] == "ddim" and r["eta"] == 0),
+             ("Heun, second order", GREEN, "^", lambda r: r["solver"] == "heun")]  # fmt: skip
     floor = real["test_images_n_sweep_to_train"]
     with plt.rc_context(STYLE):
         fig, ax = plt.subplots(figsize=(W, 5.3), layout="constrained")
         everything = []
         for words, colour, marker, belongs in kinds:
             points = sorted((r["evaluations"], r["frechet"]) for r in rows if belongs(r))
-            ax.plot(*zip(*points), color=colour, marker=marker, markersize=12, label=words.replace("ddim", "DDIM").replace("heun", "Heun"))
+            ax.plot(*zip(*points), color=colour, marker=marker, markersize=12, label=words)
             everything += [y for _, y in points]
         ax.axhline(floor, color=BLACK, linestyle="--", linewidth=2, label="real pictures, as many")
         ticks = sorted({r["evaluations"] for r in rows if r["solver"] == "ddim"})
@@ -426,7 +437,8 @@ def steps_quality():
             ax.set_ylim(0, 1.1 * max([*everything, floor]))
         ax.set(xlabel="evaluations of the network per picture (log scale)", ylabel="Fréchet distance (lower is better)")
         ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
-        small_print(fig, about_results(rows, "w = 1, features of the course's CIFAR-10 classifier: not the FID of papers"))
+        judge = "w = 1, features of the course's CIFAR-10 classifier: not the FID of papers"
+        small_print(fig, about_results(rows, judge))
     return fig
 
 
@@ -440,8 +452,9 @@ def two_worlds():
         board.text(x + 2.9, 0.28, words, 20, colour)
         rows_of(board, draw(name, label, 1.5, size(25, 2), seed=2), columns, x, 0.6, side)
     notes = [model(name)[1] for name in ("ddpm-cifar10", "ddpm-toybox10")]
-    trained = " and ".join(f"{note['steps']:,} steps, {note['minutes']:.0f} min ({note['device']}, {note['date']})" for note in notes)
-    board.small(f"the same {n} start noises, 25 DDIM steps, w = 1.5, n = {n} each, not picked · trained {trained}")
+    trained = [f"{k['steps']:,} steps in {k['minutes']:.0f} minutes on {k['device']}, {k['date']}" for k in notes]
+    board.small(f"the same {n} start noises, 25 DDIM steps, w = 1.5, n = {n} each, not picked · "
+                f"trained: left {trained[0]}; right {trained[1]}")  # fmt: skip
     return board.fig
 
 
@@ -449,7 +462,7 @@ def conditions():
     """One column a class, one row a start noise: the label as a second input."""
     side, gap, n = 1.14, 0.06, size(4, 2)
     names = ("plane", "car", *cifar10.CLASSES[2:])
-    board = Board(0.45 + 4 * (side + gap) + 0.28)
+    board = Board(0.45 + 4 * (side + gap) + 0.42)
     label, x_T = torch.arange(10).repeat(n), torch.randn(n, 3, 32, 32, generator=generator(7)).repeat_interleave(10, 0)
     images = draw("ddpm-cifar10", label, 1.0, size(25, 2), x_T=x_T)
     for c, name in enumerate(names):
@@ -464,7 +477,8 @@ def guidance_arrows():
     board = Board(3.3)
     start, step = np.array([1.9, 2.55]), np.array([3.1, -0.55])
     board.arrow(tuple(start), tuple(start + 3 * step), ORANGE, 5)
-    for w, colour, name in ((0, GREY, "any picture"), (1, BLUE, "the class, as the data has it"), (3, RED, "more than the data")):
+    marks = ((0, GREY, "any picture"), (1, BLUE, "the class, as the data has it"), (3, RED, "more than the data"))
+    for w, colour, name in marks:
         x, y = start + w * step
         board.ax.plot([x], [y], "o", color=colour, markersize=20)
         board.text(x, y + 0.42, name, 17, colour)
@@ -477,9 +491,9 @@ def guidance_arrows():
 
 def guidance_sweep():
     """The same noise and labels at five guidance scales."""
-    scales = (0, 1, 2, 4, 8) if not SMOKE else (0, 8)
+    scales = (0, 1, 2, 4, 8)
     side, gap = 0.98, 0.05
-    board = Board(0.4 + 5 * (side + gap) + 0.28)
+    board = Board(0.4 + 5 * (side + gap) + 0.42)
     label = torch.tensor([0, 1, 4, 6, 7, 8, 9, 3, 5, 2])
     x_T = torch.randn(10, 3, 32, 32, generator=generator(12))
     names = ("plane", "car", *cifar10.CLASSES[2:])
@@ -499,20 +513,24 @@ def fidelity_diversity():
     w, fidelity, spread = ([row[k] for row in rows] for k in ("w", "accuracy", "diversity"))
     with plt.rc_context(STYLE):
         fig, (a, b) = plt.subplots(1, 2, figsize=(W, 5.3), layout="constrained", width_ratios=(1.5, 1))
-        a.errorbar(spread, fidelity, yerr=[row["accuracy_ci95"] for row in rows], color=BLUE, marker="o", markersize=11, capsize=5)
+        half = [row["accuracy_ci95"] for row in rows]
+        a.errorbar(spread, fidelity, yerr=half, color=BLUE, marker="o", markersize=11, capsize=5)
         a.plot([real["diversity"]], [real["accuracy"]], "*", color=BLACK, markersize=24)
         a.annotate("real pictures", (real["diversity"], real["accuracy"]), (-14, -2), textcoords="offset points",
                    ha="right", va="center")  # fmt: skip
         a.margins(0.14)
         fig.canvas.draw()
         label_points(a, spread, fidelity, [f"{k:g}" for k in w])
-        a.set(xlabel="diversity within a class", ylabel="share that shows the class", title="Fidelity against diversity, by w")
+        a.set(xlabel="diversity within a class", ylabel="share that shows the class")
+        a.set_title("Fidelity against diversity, by w")
         b.plot(w, [row["frechet"] for row in rows], color=RED, marker="o", markersize=11)
         b.set(xlabel="guidance scale w", ylabel="Fréchet distance", title="Distance to real pictures")
         best = min(rows, key=lambda row: row["frechet"])
         b.axvline(best["w"], color=GREY, linestyle=":", linewidth=2)
-        b.annotate(f"lowest at w = {best['w']:g}", (best["w"], b.get_ylim()[1]), (6, -4), textcoords="offset points", va="top")
-        small_print(fig, about_results(rows, f"{rows[0]['steps']} DDIM steps, features and judge: the course's CIFAR-10 classifier, bars 95 %"))
+        at = (best["w"], b.get_ylim()[1])
+        b.annotate(f"lowest at w = {best['w']:g}", at, (6, -4), textcoords="offset points", va="top")
+        judge = "features and judge: the course's CIFAR-10 classifier, bars 95 %"
+        small_print(fig, about_results(rows, f"{rows[0]['steps']} DDIM steps, {judge}"))
     return fig
 
 
@@ -530,22 +548,24 @@ def conventions():
     """Two rulers: the guidance scale of this course, and of the paper."""
     board = Board(3.7)
     left, unit = 2.4, 1.13
-    for y, shift, name, colour in ((1.2, 0, "this course,\ndiffusers,\nmost code", BLUE), (2.8, 1, "Ho & Salimans\n2021", RED)):
+    rulers = ((1.2, 0, "this course,\ndiffusers,\nmost code", BLUE), (2.8, 1, "Ho & Salimans\n2021", RED))
+    for y, shift, name, colour in rulers:
         board.text(0.1, y, name, 18, colour, ha="left")
         board.arrow((left, y), (W - 0.1, y), colour, 4)
         for k in range(9):
             x = left + 0.35 + k * unit
             board.ax.plot([x, x], [y - 0.13, y + 0.13], color=colour, linewidth=3)
             board.text(x, y + 0.36, f"{k - shift}", 20, colour)
-    for k, words in ((0, "condition\nignored"), (1, "no\nguidance"), (7.5, "Stable Diffusion's\ncustom: 7.5")):
+    for k, words in ((0, "condition\nignored"), (1, "no\nguidance"), (7.5, "Stable Diffusion's\nusual 7.5")):
         x = left + 0.35 + k * unit
         board.ax.plot([x, x], [0.75, 2.95], color=BLACK, linestyle=":", linewidth=2)
         board.text(x, 0.4, words, 16)
     return board.fig
 
 
-FIGURES = (title, builds_to, forward, why_noise, algorithm1, network, training_run, one_step_back, trajectory, steps_quality,
-           two_worlds, conditions, guidance_arrows, guidance_sweep, fidelity_diversity, conventions)  # fmt: skip
+FIGURES = (title, builds_to, forward, why_noise, algorithm1, network, training_run, one_step_back, trajectory,
+           steps_quality, two_worlds, conditions, guidance_arrows, guidance_sweep, fidelity_diversity,
+           conventions)  # fmt: skip
 
 
 def main() -> None:
@@ -554,7 +574,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help="draw these: " + ", ".join(names))
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("img"))
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes: proves that it runs, draws nothing worth showing")
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes: only proves that it runs")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
     args = parser.parse_args()
     SMOKE = args.smoke
@@ -569,7 +589,8 @@ def main() -> None:
         start = time.time()
         with plt.rc_context(STYLE):
             fig = figure()
-            fig.savefig(args.out / f"{figure.__name__}.png", dpi=size(120, 40), facecolor="white", metadata={"Software": None})
+            path = args.out / f"{figure.__name__}.png"
+            fig.savefig(path, dpi=size(120, 40), facecolor="white", metadata={"Software": None})
         plt.close(fig)
         print(f"{figure.__name__}: {time.time() - start:.1f} s", flush=True)
 

@@ -1,4 +1,4 @@
-"""Finish a built deck: put its pictures into the HTML, and stamp HTML and PDF with the hash of what they were made from.
+"""Finish a built deck: put its pictures into the HTML, stamp HTML and PDF with the hash of what they were made from.
 
     python slides/pack.py slides/part1_diffusion.md
 

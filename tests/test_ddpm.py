@@ -116,6 +116,28 @@ def test_simple_loss_is_the_formula():
     torch.testing.assert_close(simple_loss(eps_model, x0, SCHEDULE, generator(5)), by_hand)
 
 
+def test_the_weighting_v_is_the_loss_on_v():
+    """v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0 (Salimans & Ho 2022), from the two clean images and noises."""
+    x0 = randn(6, 3, 8, 8).clamp(-1, 1)
+
+    def eps_model(xt, t):
+        return 0.3 * xt + t.reshape(-1, 1, 1, 1) / 1000
+
+    g = generator(5)
+    t = torch.randint(1, 1001, (6,), generator=g)
+    eps = torch.randn(x0.shape, generator=g, dtype=x0.dtype)
+    alpha_bar, xt = SCHEDULE.at(t, x0), q_sample(x0, t, eps, SCHEDULE)
+    eps_hat = eps_model(xt, t)
+    x0_hat = predict_x0(xt, t, eps_hat, SCHEDULE)
+    v, v_hat = (alpha_bar.sqrt() * e - (1 - alpha_bar).sqrt() * x for e, x in ((eps, x0), (eps_hat, x0_hat)))
+    torch.testing.assert_close(simple_loss(eps_model, x0, SCHEDULE, generator(5), "v"), (v - v_hat).square().mean())
+
+
+def test_another_weighting_is_refused():
+    with pytest.raises(ValueError, match=r"^weighting: expected 'eps' or 'v', got 'snr'$"):
+        simple_loss(lambda xt, t: xt, torch.zeros(1, 3, 4, 4), SCHEDULE, weighting="snr")
+
+
 def test_simple_loss_of_a_perfect_and_of_a_silent_model():
     x0 = randn(64, 3, 16, 16).clamp(-1, 1)
     N = x0.numel()

@@ -55,7 +55,7 @@ def test_the_loss_falls(tiny_unet):
 
 def test_a_step_is_algorithm_1(tiny_unet):
     """Two steps written out by hand: same draws, same loss, clipped gradient, AdamW, averaging."""
-    run = training(tiny_unet(num_classes=10), lr=1e-3, warmup=4, clip=0.1)
+    run = training(tiny_unet(num_classes=10), lr=1e-3, warmup=4, clip=0.1, weighting="v")
     losses = [loss for _, loss in run.steps(2)]
 
     net = tiny_unet(num_classes=10).train()
@@ -65,7 +65,7 @@ def test_a_step_is_algorithm_1(tiny_unet):
     for step in (1, 2):
         g = seeded(int(np.random.SeedSequence([0, 0, step]).generate_state(1)[0]))
         x0, label = drawer.batch(g)
-        loss = simple_loss(lambda xt, t: net(xt, t, label), x0, linear(), g)  # noqa: B023
+        loss = simple_loss(lambda xt, t: net(xt, t, label), x0, linear(), g, "v")  # noqa: B023
         torch.testing.assert_close(loss, losses[step - 1], rtol=1e-4, atol=1e-5)
         optimizer.zero_grad()
         loss.backward()
@@ -235,7 +235,7 @@ def data_file(folder):
 
 def options(data, out, steps, **more):
     more = {"log-every": 2, "save-every": 0, "draw-steps": 0, "minutes": 5, **more}
-    tiny = "--channels 32 32 32 --batch-size 4 --precision no --threads 1".split()
+    tiny = "--channels 32 32 --batch-size 4 --precision no --threads 1".split()
     return [*tiny, "--data", str(data), "--out", str(out), "--steps", str(steps),
             *(str(part) for name, value in more.items() for part in (f"--{name}", value))]  # fmt: skip
 

@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.embeddings import get_timestep_embedding
 
+from course_lib.diffusion import schedule as schedules
+from course_lib.diffusion.ddpm import predict_x0
 from course_lib.diffusion.unet import Attention, ResidualBlock, UNet, time_embedding
 
 
@@ -65,13 +67,21 @@ def test_a_new_network_predicts_no_noise():
     assert net(XT, 5).eq(0).all()
 
 
-def test_the_shipped_shape_has_the_stated_size():
-    net = UNet(channels=(64, 128, 192), attention=(False, True, False), patch=2, num_classes=10)
-    assert 6.2e6 < sum(p.numel() for p in net.parameters()) < 6.4e6
+@pytest.mark.parametrize("context_dim", [16, 64])  # 64 is also the image's width: pixels would pass for text
+@torch.no_grad()
+def test_without_text_the_cross_attention_is_skipped(tiny_unet, context_dim):
+    net = tiny_unet(context_dim=context_dim)
+    without = net(XT, 7)
+    for name, module in net.named_modules():
+        if name.endswith("cross_attention"):
+            module.to_out.weight.zero_()
+            module.to_out.bias.zero_()
+    torch.testing.assert_close(net(XT, 7), without, rtol=0, atol=0)
+    torch.testing.assert_close(net(XT, 7, context=randn(2, 5, context_dim)), without, rtol=0, atol=0)
 
 
 def test_config_makes_the_same_network_again(tiny_unet):
-    net = tiny_unet(num_classes=10, context_dim=16, dropout=0.1)
+    net = tiny_unet(num_classes=10, context_dim=16, dropout=0.1, schedule="cosine")
     again = UNet(**net.config).eval()
     again.load_state_dict(net.state_dict())
     torch.testing.assert_close(again(XT, 5), net(XT, 5), rtol=0, atol=0)
@@ -128,6 +138,23 @@ def test_every_weight_gets_a_gradient(tiny_unet):
     assert rows.nonzero().flatten().tolist() == [1, 10]  # the rows that were used, and no other
 
 
+@pytest.mark.parametrize("name", ["linear", "cosine", "scaled_linear"])
+@torch.no_grad()
+def test_the_shortcut_turns_v_into_eps(tiny_unet, name):
+    """With a schedule the layers predict v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0, whatever the layers are."""
+    plain, net = tiny_unet(), tiny_unet(schedule=name)
+    schedule = getattr(schedules, name)()
+    t = torch.tensor([3, 900])
+    v_hat, eps_hat = plain(XT, t), net(XT, t)
+    x0_hat = predict_x0(XT, t, eps_hat, schedule)
+    alpha_bar = schedule.at(t, XT)
+    torch.testing.assert_close(
+        alpha_bar.sqrt() * eps_hat - (1 - alpha_bar).sqrt() * x0_hat, v_hat, rtol=1e-3, atol=1e-3
+    )
+    new = UNet(channels=(32, 64), attention=(False, True), schedule=name)  # its layers predict 0
+    torch.testing.assert_close(new(XT, t), (1 - alpha_bar).sqrt() * XT)
+
+
 @torch.no_grad()
 def test_memory_order_does_not_matter(tiny_unet):
     net = tiny_unet(num_classes=10)
@@ -156,6 +183,7 @@ def test_dropout_is_off_when_it_should_be(tiny_unet):
     [
         ({"channels": (32, 64), "attention": (True,)}, r"^attention: expected one flag per entry of channels \(2\)"),
         ({"channels": (32, 48), "attention": (False, True)}, r"^channels: expected multiples of 32 .* got \(32, 48\)"),
+        ({"schedule": "quadratic"}, r"^schedule: expected linear, cosine, scaled_linear or None, got 'quadratic'$"),
     ],
 )
 def test_a_shape_that_cannot_be_built_is_refused(options, message):

@@ -98,7 +98,7 @@ class Stage(nn.Module):
         x = self.block(x, emb)
         if self.self_attention is not None:
             x = self.self_attention(x)
-        if self.cross_attention is not None:
+        if self.cross_attention is not None and context is not None:
             x = self.cross_attention(x, context)
         return x
 
@@ -182,7 +182,7 @@ class UNet(nn.Module):
 
         xt: (B, C, H, W), H and W divisible by 2^(levels - 1).  t: an int or (B,) ints in 1..T.
         label: (B,) ints in 0..num_classes, where num_classes means "no label"; None is "no label" for all.
-        context: (B, L, context_dim) text features.  Returns (B, C, H, W).
+        context: (B, L, context_dim) text features; None skips the cross-attention.  Returns (B, C, H, W).
         """
         if not torch.is_tensor(t):
             t = torch.full((len(xt),), t, device=xt.device)
