@@ -35,6 +35,27 @@ def _accelerator() -> str | None:
     return "mps" if torch.backends.mps.is_available() else None
 
 
+def mixed_precision(on: torch.device) -> str:
+    """The half precision that pays on this device, by accelerate's name: bf16, fp16, or "no".
+
+    A CPU multiplies bf16 fast only if it was built for it: without, everything would be slower than in float32.
+    """
+    if on.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(on) >= (8, 0) else "fp16"
+    if on.type == "cpu":
+        try:
+            return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "no"
+        except (AttributeError, RuntimeError):  # a torch built without oneDNN
+            return "no"
+    return "no"
+
+
+def autocast(on: torch.device) -> torch.autocast:
+    """`with autocast(device): ...` runs the heavy layers in half precision, where that pays."""
+    name = mixed_precision(on)
+    return torch.autocast(on.type, torch.float16 if name == "fp16" else torch.bfloat16, enabled=name != "no")
+
+
 def device_name() -> str:
     """What this machine computes with, for the record beside a figure: "CPU, 2 cores" or the name of the GPU."""
     if torch.cuda.is_available():

@@ -61,6 +61,10 @@ class Training:
             raise ValueError(f"images: expected uint8 (N, C, H, W), got {images.dtype} {tuple(images.shape)}")
         if labels is not None and len(labels) != len(images):
             raise ValueError(f"labels: expected one per image ({len(images)}), got {len(labels)}")
+        if labels is not None and getattr(model, "num_classes", None) is None:
+            raise ValueError(
+                "model: expected a network with num_classes set, because labels were given; got one without"
+            )
         self.accelerator = accelerator or Accelerator()
         device = self.accelerator.device
         self.net = model.to(device, memory_format=torch.channels_last).train()
