@@ -61,7 +61,10 @@ class Bench:
         del self.shape["_class_name"]
         if args.channels:
             self.shape |= dict(channels=args.channels, attention=[i == 1 for i in range(len(args.channels))])
-        self.device = Accelerator(cpu=args.cpu).device
+        mps = torch.backends.mps.is_available() and not args.cpu  # half precision gains nothing there
+        self.low = "float32" if mps else "bfloat16"
+        self.accelerator = Accelerator(cpu=args.cpu, mixed_precision="no" if mps else "bf16")
+        self.device = self.accelerator.device
         generator = torch.Generator().manual_seed(0)
         self.pictures = torch.randint(0, 256, (2_000, 3, 32, 32), generator=generator).to(torch.uint8)
         self.labels = torch.randint(0, 10, (2_000,), generator=generator)
@@ -177,17 +180,14 @@ class PngFiles(Dataset):
 
 
 def course_loop(bench: Bench) -> Callable:
-    precision = "no" if bench.device.type == "mps" else "bf16"
-    accelerator = Accelerator(cpu=bench.args.cpu, mixed_precision=precision)
     training = Training(bench.network(), SCHEDULE, bench.pictures, bench.labels, batch_size=bench.args.batch_size,
-                        weighting="v", accelerator=accelerator)  # fmt: skip
+                        weighting="v", accelerator=bench.accelerator)  # fmt: skip
     steps = training.steps(10**9)
     return lambda: next(steps)
 
 
 def training_rows(bench: Bench) -> None:
-    last, first = torch.channels_last, torch.contiguous_format
-    low = "float32" if bench.device.type == "mps" else "bfloat16"
+    last, first, low = torch.channels_last, torch.contiguous_format, bench.low
 
     def bare(precision: str, order: torch.memory_format) -> BareLoop:
         return BareLoop(bench.network(order), bench, precision, order)
@@ -206,7 +206,7 @@ def training_rows(bench: Bench) -> None:
 
 
 def sampling_rows(bench: Bench) -> None:
-    last, low = bench.network().eval(), "float32" if bench.device.type == "mps" else "bfloat16"
+    last, low = bench.network().eval(), bench.low
     contiguous = copy.deepcopy(last).to(memory_format=torch.contiguous_format)
     x_T = bench.x_T.contiguous(memory_format=torch.channels_last)
 

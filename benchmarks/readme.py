@@ -79,8 +79,13 @@ def quality() -> str:
 def speed() -> str:
     """Ratios measured in one run of benchmarks/part1.py."""
     run = read("benchmark_part1.json")
-    rows = [(row["what"], row["value"], row["target"]) for row in run["rows"]]
-    note = f"Measured by `python benchmarks/part1.py`: {run['device']}, torch {run['torch']}, {run['date']}."
+    rows = []
+    for row in run["rows"]:
+        value = f"{row['ratio']:.2f}" if "ratio" in row else f"{row['seconds']:.1f} s"
+        verdict = {True: " (reached)", False: " (missed)", None: ""}[row.get("reached")]
+        rows.append((row["what"], value, row.get("target", "") + verdict))
+    note = f"Measured by `python benchmarks/part1.py`: {run['device']}, torch {run['torch']}, {run['date']}. "
+    note += "A ratio is the median over interleaved rounds; below 1 the first variant is faster."
     return table(("what", "measured", "target"), *rows) + f"\n\n{note}"
 
 

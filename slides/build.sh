@@ -60,7 +60,7 @@ for deck in part*.md; do
     # Inside a container or as root the browser's sandbox does not start; the deck is our own file.
     if [ "$(uname -s)" = Linux ]; then export CHROME_NO_SANDBOX=1; fi
     CHROME_PATH="$browser" marp "$deck" --html --pdf --allow-local-files -o "$name.new.pdf" 2>&1 |
-      grep -v "INFO\|Insecure local file" || true
+      grep -v "INFO\|Insecure local file\|^ *$deck" || true
     [ -s "$name.new.pdf" ] || stop "the browser made no PDF of $deck."
     mv "$name.new.pdf" "$name.pdf"
   fi

@@ -314,15 +314,16 @@ def training_run():
     from course_lib.diffusion.train import Training
     from course_lib.diffusion.unet import UNet
 
-    steps, batch, count, n = size(300, 3), 32, size(1500, 40), size(64, 8)
+    steps, batch, count, n = size(400, 3), 32, size(1500, 40), size(64, 8)
     milestones = [size(10, 1), size(40, 2), size(120, 2), steps]
     arrays = toybox.toybox10(count + n, 0, workers=1)["train_images"].transpose(0, 3, 1, 2).copy()
     images, real = torch.from_numpy(arrays[:count]), torch.from_numpy(arrays[count:]).float() / 127.5 - 1
     other = torch.from_numpy(arrays[:n]).float() / 127.5 - 1
     torch.manual_seed(0)
-    net = UNet(channels=(32, 64), attention=(False, True), patch=2)
+    net = UNet(channels=(32, 64), attention=(False, True), patch=2, schedule="linear")
     start = time.time()
-    training = Training(net, SCHEDULE, images, batch_size=batch, lr=2e-3, warmup=20, total_steps=steps, ema_decay=0.98)
+    training = Training(net, SCHEDULE, images, batch_size=batch, lr=2e-3, warmup=20, total_steps=steps,
+                        ema_decay=0.98, weighting="v")  # fmt: skip
     losses, rows, distances, sampling = [], [], [], size(40, 2)
     x_T = torch.randn(n, 3, 32, 32, generator=generator(4))
     for step, loss in training.steps(steps):
@@ -330,31 +331,31 @@ def training_run():
         if step in milestones:
             with torch.autocast("cpu", torch.bfloat16):
                 x0 = samplers.last(samplers.ddpm(training.ema.model, x_T, SCHEDULE, sampling, generator=generator(6)))
-            rows.append(x0.float()[:6])
+            rows.append(x0.float()[:5])
             distances.append(energy_distance(x0.float(), real))
     seconds, floor = time.time() - start, energy_distance(other, real)
     with plt.rc_context(STYLE):
         fig = plt.figure(figsize=(W, 5.3))
-        ax = fig.add_axes((0.07, 0.16, 0.34, 0.74))
+        ax = fig.add_axes((0.07, 0.22, 0.34, 0.68))
         ax.plot(range(1, steps + 1), losses, color=BLUE, alpha=0.3, linewidth=1.5)
         width = size(20, 1)
         mean = np.convolve(losses, np.ones(width) / width, "valid")
         ax.plot(np.arange(width, steps + 1), mean, color=BLUE)
         for m in milestones:
             ax.axvline(m, color=ORANGE, linewidth=2, linestyle=":")
-        ax.set(xlabel="training step", ylabel="loss", ylim=(0, 1.25), title="The loss of Algorithm 1")
+        ax.set(xlabel="training step", ylabel="loss, weighted for v", ylim=(0, None), title="The loss of Algorithm 1")
         fig.text(0.445, 0.94, "samples of Algorithm 2", fontsize=19)
         fig.text(0.998, 0.94, "distance to data", fontsize=17, ha="right")
-        side = 0.98
+        wide, high = 0.068, 0.068 * W / 5.3
         for r, (m, row, distance) in enumerate(zip(milestones, rows, distances)):
-            y = 0.72 - r * (side + 0.06) / 5.3
-            fig.text(0.535, y + side / 10.6, f"step {m}", ha="right", va="center", fontsize=17, color=BLACK)
+            y = 0.745 - r * 0.18
+            fig.text(0.525, y + high / 2, f"step {m}", ha="right", va="center", fontsize=17)
             for i, image in enumerate(row):
-                tile = fig.add_axes((0.548 + i * (side + 0.05) / W * 0.82, y, side / W * 0.8, side / 5.3 * 0.8))
+                tile = fig.add_axes((0.54 + i * 0.0725, y, wide, high))
                 tile.imshow(plots.to_uint8(image)[0], interpolation="nearest", aspect="auto")
                 tile.axis("off")
-            fig.text(0.985, y + side / 10.6, f"{distance:.2f}", ha="right", va="center", fontsize=20, color=RED)
-        fig.text(0.985, 0.07, f"two sets of real pictures: {floor:.2f}", ha="right", fontsize=15, color=RED)
+            fig.text(0.985, y + high / 2, f"{distance:.2f}", ha="right", va="center", fontsize=20, color=RED)
+        fig.text(0.985, 0.12, f"two sets of real pictures: {floor:.2f}", ha="right", fontsize=16, color=RED)
         parameters = sum(p.numel() for p in net.parameters()) / 1e6
         note = (f"UNet of {parameters:.2f} M parameters, {steps} steps of {batch} on {count:,} Toybox-10 pictures, "
                 f"{seconds / 60:.1f} minutes on {device_name()}, {datetime.date.today()}, one seed · "
@@ -481,7 +482,7 @@ def guidance_arrows():
     for w, colour, name in marks:
         x, y = start + w * step
         board.ax.plot([x], [y], "o", color=colour, markersize=20)
-        board.text(x, y + 0.42, name, 17, colour)
+        board.text(x + 0.15 * (w == 1), y + 0.42, name, 17, colour, ha="left" if w == 1 else "center")
         board.text(x, y - 0.42, f"w = {w}", 20, colour)
     board.text(start[0] + 0.1, start[1] - 0.85, r"$\epsilon_\theta(x_t, t)$", 20, GREY)
     board.text(start[0] + step[0], start[1] + step[1] - 0.85, r"$\epsilon_\theta(x_t, t, c)$", 20, BLUE)
@@ -555,7 +556,7 @@ def conventions():
         for k in range(9):
             x = left + 0.35 + k * unit
             board.ax.plot([x, x], [y - 0.13, y + 0.13], color=colour, linewidth=3)
-            board.text(x, y + 0.36, f"{k - shift}", 20, colour)
+            board.text(x + 0.12 * (k < 2), y + 0.38, f"{k - shift}", 20, colour, ha="left" if k < 2 else "center")
     for k, words in ((0, "condition\nignored"), (1, "no\nguidance"), (7.5, "Stable Diffusion's\nusual 7.5")):
         x = left + 0.35 + k * unit
         board.ax.plot([x, x], [0.75, 2.95], color=BLACK, linestyle=":", linewidth=2)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from course_lib.data import cifar10
+from course_lib.data import cifar10, toybox
 from course_lib.settings import cache_dir
 
 
@@ -224,7 +224,8 @@ def test_an_earlier_download_is_found(tmp_path, monkeypatch, official, no_networ
     assert cifar10.load().source == "mine.npz"  # the variable goes first
 
 
-def test_without_any_it_is_toybox_10_and_says_so(capsys, no_network):
+def test_without_any_it_is_toybox_10_and_says_so(capsys, monkeypatch, no_network):
+    monkeypatch.setattr(toybox, "render", lambda spec, size: np.zeros((size, size, 3), np.uint8))  # drawing takes long
     data = cifar10.load()
     assert data.name == "Toybox-10" and "no CIFAR-10 found" in data.source
     assert "CIFAR-10" not in data.name and data.classes != cifar10.CLASSES and len(data.classes) == 10

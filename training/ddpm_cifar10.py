@@ -30,6 +30,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", help="CIFAR-10: an .npz or the official folder (default: COURSE_CIFAR10)")
     parser.add_argument("--toybox", action="store_true", help="train on Toybox-10 instead")
     parser.add_argument("--out", type=Path, default=Path("runs/ddpm_cifar10"), help="where state and samples go")
+    parser.add_argument("--start-from", type=Path, help="a shipped model to go on from, with a fresh optimiser")
     parser.add_argument("--ship", type=Path, help="where the averaged weights go at the end (data/checkpoints/...)")
     parser.add_argument("--minutes", type=float, default=60, help="stop after this long (default 60)")
     parser.add_argument(
@@ -59,6 +60,8 @@ def main() -> None:
     model = UNet(
         channels=tuple(args.channels), attention=attention, patch=args.patch, num_classes=10, schedule="linear"
     )
+    if args.start_from:
+        model = checkpoint.load(args.start_from).requires_grad_(True)
     accelerator = Accelerator(mixed_precision=args.precision)
     training = Training(
         model, schedule.linear(), data.train_images, data.train_labels, batch_size=args.batch_size, lr=args.lr,
@@ -138,12 +141,13 @@ def draw(training: Training, path: Path, steps: int) -> None:
 def ship(training: Training, data: cifar10.Dataset, args: argparse.Namespace) -> None:
     """Write the averaged weights with all that is needed to know where they come from."""
     rows = [json.loads(line) for line in (args.out / "log.jsonl").read_text().splitlines()]
+    before = json.loads((args.start_from / "provenance.json").read_text()) if args.start_from else None
     checkpoint.save(training.ema.model, args.ship, dict(
         made_by="training/ddpm_cifar10.py", data=f"{data.name} ({data.source})", schedule="linear", T=1000,
         steps=training.step, batch_size=args.batch_size, lr=args.lr, ema=args.ema, seed=args.seed,
         precision=args.precision, minutes=round(rows[-1]["minutes"], 1) if rows else 0.0, device=device_name(),
         threads=torch.get_num_threads(), torch=torch.__version__, date=datetime.date.today().isoformat(),
-        weighting="v", last_losses=[round(row["loss"], 5) for row in rows[-5:]],
+        weighting="v", started_from=before, last_losses=[round(row["loss"], 5) for row in rows[-5:]],
     ))  # fmt: skip
 
 
