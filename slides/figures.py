@@ -273,11 +273,12 @@ def network():
     net = model("ddpm-cifar10")[0].net
     widths, patch, attends = net.config["channels"], net.config["patch"], net.config["attention"]
     parameters = sum(p.numel() for p in net.parameters())
-    board = Board(5.0)
+    top = 0.55 if net.config.get("schedule") else 0.0  # room for the shortcut around the network
+    board = Board(4.9 + top)
     colours, sides = (BLUE, SKY, GREEN, PINK), [32 // patch // 2**i for i in range(len(widths))]
     step_y, box_h = 1.28, 0.98
     for i, (c, s) in enumerate(zip(widths, sides)):
-        y, w = 0.75 + i * step_y, 2.55 - 0.3 * i
+        y, w = top + 0.75 + i * step_y, 2.55 - 0.3 * i
         words = f"{s}×{s}, {c} ch." + ("\n+ attention" if attends[i] else "")
         left, right = 2.35 + 0.55 * i, W - 2.35 - 0.55 * i - w
         board.box(left, y, w, box_h, words, colours[i], 16)
@@ -289,16 +290,20 @@ def network():
         else:
             board.arrow((left + w + 0.1, y + box_h / 2), (right - 0.1, y + box_h / 2), BLACK)
             board.text(W / 2, y + box_h / 2 - 0.35, "middle,\nattention", 15)
-    board.text(W / 2, 0.85, "skip connections\ncarry the detail", 16, GREY)
+    board.text(W / 2, top + 0.85, "skip connections\ncarry the detail", 16, GREY)
     x0 = things(32)[3:4]
     eps = torch.randn(x0.shape, generator=generator(1))
-    board.tile(0.1, 0.5, 1.5, q_sample(x0, 250, eps, SCHEDULE))
-    board.text(0.85, 0.22, "$x_t$", 20)
-    board.arrow((1.7, 1.25), (2.25, 1.25), BLACK)
-    board.tile(W - 1.6, 0.5, 1.5, eps / 2)
-    board.text(W - 0.85, 0.22, r"$\hat\epsilon$", 20, RED)
-    board.arrow((W - 2.25, 1.25), (W - 1.7, 1.25), BLACK)
-    board.text(0.1, 3.9, "every block also hears\nthe time $t$ and, if given,\nthe label $c$", 17, RED, ha="left")
+    board.tile(0.1, top + 0.5, 1.5, q_sample(x0, 250, eps, SCHEDULE))
+    board.text(0.5, top + 0.22, "$x_t$", 20)
+    board.arrow((1.7, top + 1.25), (2.25, top + 1.25), BLACK)
+    board.tile(W - 1.6, top + 0.5, 1.5, eps / 2)
+    board.text(W - 0.5, top + 0.22, r"$\hat\epsilon$", 20, RED)
+    board.arrow((W - 2.25, top + 1.25), (W - 1.7, top + 1.25), BLACK)
+    board.text(0.1, top + 3.9, "every block also hears\nthe time $t$ and, if given,\nthe label $c$", 17, RED, ha="left")
+    if top:
+        board.ax.plot([0.95, 0.95, W - 0.95], [top + 0.42, 0.3, 0.3], color=ORANGE, linewidth=4)
+        board.arrow((W - 0.95, 0.27), (W - 0.95, top + 0.45), ORANGE, 4)
+        board.text(W / 2, 0.58, "shortcut: the noise need not pass through all layers", 16, GREY)
     board.small(f"model ddpm-cifar10: {parameters / 1e6:.1f} million parameters; {patch}×{patch} pixels enter as one")
     return board.fig
 
@@ -314,33 +319,35 @@ def training_run():
     from course_lib.diffusion.train import Training
     from course_lib.diffusion.unet import UNet
 
-    steps, batch, count, n = size(400, 3), 32, size(1500, 40), size(64, 8)
+    steps, batch, count, n = size(400, 3), 32, size(1500, 40), size(48, 8)
     milestones = [size(10, 1), size(40, 2), size(120, 2), steps]
     arrays = toybox.toybox10(count + n, 0, workers=1)["train_images"].transpose(0, 3, 1, 2).copy()
     images, real = torch.from_numpy(arrays[:count]), torch.from_numpy(arrays[count:]).float() / 127.5 - 1
     other = torch.from_numpy(arrays[:n]).float() / 127.5 - 1
     torch.manual_seed(0)
     net = UNet(channels=(32, 64), attention=(False, True), patch=2, schedule="linear")
-    start = time.time()
     training = Training(net, SCHEDULE, images, batch_size=batch, lr=2e-3, warmup=20, total_steps=steps,
                         ema_decay=0.98, weighting="v")  # fmt: skip
-    losses, rows, distances, sampling = [], [], [], size(40, 2)
+    losses, rows, distances, sampling = [], [], [], size(25, 2)
     x_T = torch.randn(n, 3, 32, 32, generator=generator(4))
+    start, drawing = time.time(), 0.0
     for step, loss in training.steps(steps):
         losses.append(loss.item())
         if step in milestones:
+            began = time.time()
             with torch.autocast("cpu", torch.bfloat16):
                 x0 = samplers.last(samplers.ddpm(training.ema.model, x_T, SCHEDULE, sampling, generator=generator(6)))
             rows.append(x0.float()[:5])
             distances.append(energy_distance(x0.float(), real))
-    seconds, floor = time.time() - start, energy_distance(other, real)
+            drawing += time.time() - began
+    minutes, floor = (time.time() - start - drawing) / 60, energy_distance(other, real)
     with plt.rc_context(STYLE):
         fig = plt.figure(figsize=(W, 5.3))
         ax = fig.add_axes((0.07, 0.22, 0.34, 0.68))
         ax.plot(range(1, steps + 1), losses, color=BLUE, alpha=0.3, linewidth=1.5)
         width = size(20, 1)
         mean = np.convolve(losses, np.ones(width) / width, "valid")
-        ax.plot(np.arange(width, steps + 1), mean, color=BLUE)
+        ax.plot(np.arange(len(mean)) + 1 + (width - 1) / 2, mean, color=BLUE)
         for m in milestones:
             ax.axvline(m, color=ORANGE, linewidth=2, linestyle=":")
         ax.set(xlabel="training step", ylabel="loss, weighted for v", ylim=(0, None), title="The loss of Algorithm 1")
@@ -358,7 +365,7 @@ def training_run():
         fig.text(0.985, 0.12, f"two sets of real pictures: {floor:.2f}", ha="right", fontsize=16, color=RED)
         parameters = sum(p.numel() for p in net.parameters()) / 1e6
         note = (f"UNet of {parameters:.2f} M parameters, {steps} steps of {batch} on {count:,} Toybox-10 pictures, "
-                f"{seconds / 60:.1f} minutes on {device_name()}, {datetime.date.today()}, one seed · "
+                f"{minutes:.1f} minutes on {device_name()}, {datetime.date.today()}, one seed · "
                 f"energy distance of n = {n} samples ({sampling} of 1000 steps), 8×8 thumbnails")  # fmt: skip
         fig.text(0.998, 0.004, wrapped(note), fontsize=11, color=GREY, ha="right", va="bottom")
     return fig

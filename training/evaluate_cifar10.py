@@ -40,7 +40,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--n-sweep", type=int, default=500, help="samples of each point of the curves (> 256)")
     parser.add_argument("--w", type=float, default=2.0, help="guidance scale of the main figure")
     parser.add_argument("--steps", type=int, default=20, help="DDIM steps of the guidance curve")
-    parser.add_argument("--main-steps", type=int, default=10, help="DDIM steps of the main figure")
+    parser.add_argument("--main-steps", type=int, default=12, help="DDIM steps of the main figure")
     parser.add_argument("--batch-size", type=int, default=100)
     parser.add_argument("--precision", choices=["no", "bf16", "fp16"], default="bf16")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all)")

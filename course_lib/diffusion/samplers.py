@@ -79,6 +79,8 @@ def heun(eps_model: EpsModel, x_T: Tensor, schedule: Schedule, steps: int = 25, 
     Heun's method: x'_s = x'_t + (sigma_s - sigma_t) (eps_hat(t) + eps_hat(s)) / 2.
     Source: Karras et al. 2022, Algorithm 1 (without churn).  Two evaluations a step but the last, which is Euler's.
     Arguments as in `ddpm`.
+    Differs from the paper: the times are DDIM's, evenly spaced in t, not in a power of sigma. The first steps in sigma
+    are then so long that with few of them the plain DDIM can do better: measure before choosing.
     Derived in: notebooks/02_ddpm_sampling.ipynb, section "A better solver".
     """
     times = schedule.times(steps)
