@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 from course_lib.diffusion import guidance, samplers, schedule
 from course_lib.diffusion.train import Training
 from course_lib.diffusion.unet import UNet
-from course_lib.settings import CHECKPOINTS, RESULTS, device_name
+from course_lib.settings import CHECKPOINTS, RESULTS, device_name, mixed_precision
 
 SCHEDULE = schedule.linear()
 MIN_ROUNDS = 3
@@ -61,10 +61,12 @@ class Bench:
         del self.shape["_class_name"]
         if args.channels:
             self.shape |= dict(channels=args.channels, attention=[i == 1 for i in range(len(args.channels))])
-        mps = torch.backends.mps.is_available() and not args.cpu  # half precision gains nothing there
-        self.low = "float32" if mps else "bfloat16"
-        self.accelerator = Accelerator(cpu=args.cpu, mixed_precision="no" if mps else "bf16")
-        self.device = self.accelerator.device
+        self.device = PartialState(cpu=args.cpu).device
+        self.half = mixed_precision(
+            self.device
+        )  # what pays here; fp16 would need a gradient scaler, so is not trained in
+        self.trained = "bf16" if self.half == "bf16" else "no"
+        self.accelerator = Accelerator(cpu=args.cpu, mixed_precision=self.trained)
         generator = torch.Generator().manual_seed(0)
         self.pictures = torch.randint(0, 256, (2_000, 3, 32, 32), generator=generator).to(torch.uint8)
         self.labels = torch.randint(0, 10, (2_000,), generator=generator)
@@ -76,9 +78,9 @@ class Bench:
         return UNet(**self.shape).to(self.device, memory_format=memory_format)
 
     def autocast(self, precision: str) -> contextlib.AbstractContextManager:
-        if precision == "float32":
+        if precision == "no":
             return contextlib.nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)
+        return torch.autocast(self.device.type, torch.float16 if precision == "fp16" else torch.bfloat16)
 
     def seconds(self, work: Callable[[], object]) -> float:
         start = time.perf_counter()
@@ -187,44 +189,42 @@ def course_loop(bench: Bench) -> Callable:
 
 
 def training_rows(bench: Bench) -> None:
-    last, first, low = torch.channels_last, torch.contiguous_format, bench.low
-
-    def bare(precision: str, order: torch.memory_format) -> BareLoop:
+    def bare(precision: str, order: torch.memory_format = torch.channels_last) -> BareLoop:
         return BareLoop(bench.network(order), bench, precision, order)
 
+    low = bench.trained
     bench.compare(
-        "loop", {"course_lib Training": course_loop(bench), "bare PyTorch loop": bare(low, last)},
+        "loop", {"course_lib Training": course_loop(bench), "bare PyTorch loop": bare(low)},
         [("training step: course_lib / a bare loop", "course_lib Training", "bare PyTorch loop", 1.05)],
     )  # fmt: skip
-    bench.compare(
-        "training",
-        {"bf16, channels-last": bare(low, last), "bf16, contiguous": bare(low, first),
-         "float32": bare("float32", last)},
-        [("training step: channels-last / contiguous (bf16)", "bf16, channels-last", "bf16, contiguous", None),
-         ("training step: bf16 autocast / float32 (channels-last)", "bf16, channels-last", "float32", None)],
-    )  # fmt: skip
+    variants = {"channels-last": bare(low), "contiguous": bare(low, torch.contiguous_format)}
+    pairs = [("training step: channels-last / contiguous", "channels-last", "contiguous", None)]
+    if low != "no":
+        variants["float32"] = bare("no")
+        pairs.append((f"training step: {low} autocast / float32", "channels-last", "float32", None))
+    bench.compare("training", variants, pairs)
 
 
 def sampling_rows(bench: Bench) -> None:
-    last, low = bench.network().eval(), bench.low
+    last, low = bench.network().eval(), bench.half
     contiguous = copy.deepcopy(last).to(memory_format=torch.contiguous_format)
     x_T = bench.x_T.contiguous(memory_format=torch.channels_last)
 
     def draw(eps_model, x_T: Tensor = x_T, precision: str = low, steps: int = 2) -> Callable:
         def work() -> Tensor:
-            with bench.autocast(precision):
+            with torch.no_grad(), bench.autocast(precision):
                 return samplers.last(samplers.ddim(eps_model, x_T, SCHEDULE, steps))
 
         return work
 
     plain = guidance.guided(last, bench.label, w=1)
-    bench.compare(
-        "sampling",
-        {"bf16, channels-last": draw(plain), "float32": draw(plain, precision="float32"),
-         "bf16, contiguous": draw(guidance.guided(contiguous, bench.label, w=1), bench.x_T)},
-        [("sampling: channels-last / contiguous (bf16)", "bf16, channels-last", "bf16, contiguous", None),
-         ("sampling: bf16 autocast / float32 (channels-last)", "bf16, channels-last", "float32", None)],
-    )  # fmt: skip
+    variants = {"channels-last": draw(plain),
+                "contiguous": draw(guidance.guided(contiguous, bench.label, w=1), bench.x_T)}  # fmt: skip
+    pairs = [("sampling: channels-last / contiguous", "channels-last", "contiguous", None)]
+    if low != "no":
+        variants["float32"] = draw(plain, precision="no")
+        pairs.append((f"sampling: {low} autocast / float32", "channels-last", "float32", None))
+    bench.compare("sampling", variants, pairs)
 
     null = torch.full_like(bench.label, last.num_classes)
 
@@ -281,6 +281,7 @@ def main() -> None:
         device="CPU" if bench.device.type == "cpu" and torch.cuda.is_available() else device_name(),
         threads=torch.get_num_threads(), torch=torch.__version__, python=platform.python_version(),
         system=platform.system(), settings=settings | {"network": bench.shape},
+        precision=bench.half,
         minutes=round((time.time() - start) / 60, 1), rows=bench.rows,
     )  # fmt: skip
     args.out.parent.mkdir(parents=True, exist_ok=True)

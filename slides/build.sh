@@ -30,10 +30,10 @@ for image in $(grep -oh '](img/[^)]*)' ./*.md | tr -d '()' | sed 's/^]//' | sort
   [ -f "$image" ] || missing="$missing $(basename "$image" .png)"
 done
 if [ "${FIGURES:-}" = 1 ]; then
-  PYTHONPATH=.. "$PY" figures.py || stop "figures.py failed; it needs the course's Python: make install."
+  PYTHONPATH=.. "$PY" figures.py || stop "figures.py did not finish (see above); it needs the course's Python: make install."
 elif [ -n "$missing" ]; then
   # shellcheck disable=SC2086
-  PYTHONPATH=.. "$PY" figures.py --only $missing || stop "figures.py failed; it needs the course's Python: make install."
+  PYTHONPATH=.. "$PY" figures.py --only $missing || stop "figures.py did not finish (see above); it needs the course's Python: make install."
 fi
 
 browser="${CHROME_PATH:-}"

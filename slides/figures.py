@@ -452,31 +452,33 @@ def steps_quality():
 
 def two_worlds():
     """C2: the same noise, the same code, two data sets."""
-    board, side, columns, n = Board(5.15), 0.92, 6, size(24, 12)
+    board, side, columns, n, steps = Board(5.15), 0.92, 6, size(24, 12), size(25, 2)
     label = torch.arange(n) % 10
     for k, (name, words, colour) in enumerate((("ddpm-cifar10", "trained on CIFAR-10 photos", BLUE),
                                                ("ddpm-toybox10", "trained on Toybox-10 drawings", RED))):  # fmt: skip
         x = 0.1 + k * 6.35
         board.text(x + 2.9, 0.28, words, 20, colour)
-        rows_of(board, draw(name, label, 1.5, size(25, 2), seed=2), columns, x, 0.6, side)
+        rows_of(board, draw(name, label, 1.5, steps, seed=2), columns, x, 0.6, side)
     notes = [model(name)[1] for name in ("ddpm-cifar10", "ddpm-toybox10")]
     trained = [f"{k['steps']:,} steps in {k['minutes']:.0f} minutes on {k['device']}, {k['date']}" for k in notes]
-    board.small(f"the same {n} start noises, 25 DDIM steps, w = 1.5, n = {n} each, not picked · "
+    board.small(f"the same {n} start noises, {steps} DDIM steps, w = 1.5, n = {n} each, not picked · "
                 f"trained: left {trained[0]}; right {trained[1]}")  # fmt: skip
     return board.fig
 
 
 def conditions():
     """One column a class, one row a start noise: the label as a second input."""
-    side, gap, n = 1.14, 0.06, size(4, 2)
+    side, gap, n, steps = 1.14, 0.06, size(4, 2), size(25, 2)
     names = ("plane", "car", *cifar10.CLASSES[2:])
     board = Board(0.45 + 4 * (side + gap) + 0.42)
     label, x_T = torch.arange(10).repeat(n), torch.randn(n, 3, 32, 32, generator=generator(7)).repeat_interleave(10, 0)
-    images = draw("ddpm-cifar10", label, 1.0, size(25, 2), x_T=x_T)
+    images = draw("ddpm-cifar10", label, 1.0, steps, x_T=x_T)
     for c, name in enumerate(names):
         board.text(0.25 + c * (side + gap) + side / 2, 0.22, name, 18)
     rows_of(board, images, 10, 0.25, 0.45, side, gap)
-    board.small(about("ddpm-cifar10", f"w = 1, 25 DDIM steps, n = {len(images)}, not picked, a row shares its noise"))
+    board.small(
+        about("ddpm-cifar10", f"w = 1, {steps} DDIM steps, n = {len(images)}, not picked, a row shares its noise")
+    )
     return board.fig
 
 
@@ -500,7 +502,7 @@ def guidance_arrows():
 def guidance_sweep():
     """The same noise and labels at five guidance scales."""
     scales = (0, 1, 2, 4, 8)
-    side, gap = 0.98, 0.05
+    side, gap, steps = 0.98, 0.05, size(25, 2)
     board = Board(0.4 + 5 * (side + gap) + 0.42)
     label = torch.tensor([0, 1, 4, 6, 7, 8, 9, 3, 5, 2])
     x_T = torch.randn(10, 3, 32, 32, generator=generator(12))
@@ -510,8 +512,8 @@ def guidance_sweep():
     for r, w in enumerate(scales):
         y = 0.4 + r * (side + gap)
         board.text(1.55, y + side / 2, f"w = {w}", 22, (GREY, BLUE, GREEN, RED, PINK)[r], ha="right")
-        rows_of(board, draw("ddpm-cifar10", label, w, size(25, 2), x_T=x_T), 10, 1.75, y, side, gap)
-    board.small(about("ddpm-cifar10", "25 DDIM steps, one start noise a column, not picked"))
+        rows_of(board, draw("ddpm-cifar10", label, w, steps, x_T=x_T), 10, 1.75, y, side, gap)
+    board.small(about("ddpm-cifar10", f"{steps} DDIM steps, one start noise a column, not picked"))
     return board.fig
 
 

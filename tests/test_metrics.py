@@ -51,10 +51,10 @@ def test_frechet_distance_by_another_way():
 
 
 def test_frechet_distance_of_flat_clouds():
-    """Dead features make the covariance singular; its tiny negative eigenvalues must not become NaN."""
+    """A singular covariance has tiny negative eigenvalues, which must not become NaN."""
     features = randn(100, 6)
-    features[:, 3:] = 0
-    assert frechet_distance(gaussian(features), gaussian(features)) == pytest.approx(0, abs=1e-7)
+    features[:, 3:] = features[:, :3] @ randn(3, 3, seed=1)
+    assert frechet_distance(gaussian(features), gaussian(features)) == pytest.approx(0, abs=1e-5)
 
 
 def test_gaussian_is_mean_and_covariance():

@@ -66,3 +66,19 @@ def test_the_cache_is_where_the_variable_says(monkeypatch, tmp_path):
 
 def test_the_device_has_a_name():
     assert settings.device_name()
+
+
+@pytest.mark.parametrize(("capability", "name"), [((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")])
+def test_half_precision_on_a_gpu_follows_its_age(monkeypatch, capability, name):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert settings.mixed_precision(torch.device("cuda")) == name
+
+
+def test_half_precision_is_off_where_it_does_not_pay(monkeypatch):
+    assert settings.mixed_precision(torch.device("mps")) == "no"
+    monkeypatch.setattr(settings, "mixed_precision", lambda on: "no")
+    with settings.autocast(torch.device("cpu")):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+    monkeypatch.setattr(settings, "mixed_precision", lambda on: "bf16")
+    with settings.autocast(torch.device("cpu")):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16

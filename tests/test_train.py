@@ -315,6 +315,26 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path, script):
         assert_same(moments, b["optimizer"]["state"][i])
 
 
+def test_a_run_stopped_between_two_rows_of_its_log(tmp_path, script, monkeypatch):
+    """The losses since the last row are saved too: the next row is the mean of all its steps."""
+    data, steps = data_file(tmp_path), Training.steps
+    script(options(data, tmp_path / "whole", 8))
+
+    def five(self, count):
+        for step, loss in steps(self, count):
+            yield step, loss
+            if step == 5:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(Training, "steps", five)
+    with pytest.raises(KeyboardInterrupt):
+        script(options(data, tmp_path / "stopped", 8))
+    assert [step for step, _ in losses(tmp_path / "stopped")] == [2, 4]
+    monkeypatch.setattr(Training, "steps", steps)
+    script(options(data, tmp_path / "stopped", 8))
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
+
+
 def test_a_log_without_a_state_is_forgotten(tmp_path, script):
     """Killed before its first save, a run starts again, and so does its log."""
     data = data_file(tmp_path)
