@@ -84,7 +84,7 @@ class Board:
 
 def wrapped(words: str) -> str:
     """Small print in lines that fit the width of a figure."""
-    return "\n".join(textwrap.wrap(words, 135, break_on_hyphens=False))
+    return "\n".join(textwrap.wrap(words, 160, break_on_hyphens=False))
 
 
 def small_print(fig, words: str) -> None:

@@ -157,6 +157,7 @@ def test_marp_is_pinned():
     assert re.fullmatch(r"[\d.]+", version) and lock["version"] == version and lock["integrity"]
 
 
+@pytest.mark.slow
 def test_a_figure_is_drawn(tmp_path):
     command = [sys.executable, SLIDES / "figures.py", "--smoke", "--only", "fidelity_diversity", "--out", tmp_path]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg"}
@@ -165,6 +166,7 @@ def test_a_figure_is_drawn(tmp_path):
     assert (tmp_path / "fidelity_diversity.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_smoke_never_replaces_the_real_figures():
     done = subprocess.run([sys.executable, SLIDES / "figures.py", "--smoke"], capture_output=True, text=True,
                           env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip

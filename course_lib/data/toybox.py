@@ -233,7 +233,7 @@ def toybox10(train=50_000, test=10_000, seed=0, cache_dir=None, workers=None, si
     limits = {"train": (train, 0), "test": (test, 0), "seed": (seed, 0), "workers": (workers, 1), "size": (size, 16)}
     for argument, (value, least) in limits.items():
         _check_count(argument, value, least)
-    home = os.environ.get("COURSE_CACHE", Path.home() / ".cache" / "personalization-course")
+    home = os.environ.get("COURSE_CACHE") or Path.home() / ".cache" / "personalization-course"
     path = Path(cache_dir or home) / f"toybox10-v{RENDERER_VERSION}-seed{seed}-size{size}-{train}+{test}.npz"
     shapes = {}
     for split, count in (("train", train), ("test", test)):
