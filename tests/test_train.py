@@ -291,7 +291,7 @@ def killed(arguments, log, rows):
 
 
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path, script):
-    """The log and every number of the final state of a run that was killed twice are those of an undisturbed run."""
+    """The log and every number of the final state of a run that was killed are those of an undisturbed run."""
     data, steps = data_file(tmp_path), 40
     script(options(data, tmp_path / "whole", steps))
     expected = losses(tmp_path / "whole")
