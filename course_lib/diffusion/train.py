@@ -129,6 +129,7 @@ class Training:
         state = dict(
             step=self.step, updates=self.ema.updates, seed=self.seed, batch_size=self.batch_size, extra=extra,
             net=self.net.state_dict(), ema=self.ema.model.state_dict(), optimizer=self.optimizer.state_dict(),
+            scaler=self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,  # fp16's loss scale
         )  # fmt: skip
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -145,5 +146,7 @@ class Training:
         self.net.load_state_dict(state["net"])
         self.ema.model.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.accelerator.scaler and state.get("scaler"):
+            self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step, self.ema.updates = state["step"], state["updates"]
         return state["extra"]
