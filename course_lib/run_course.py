@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 REPO = Path(__file__).resolve().parents[1]
 BUILD = REPO / "build"
-MACHINE_PATHS = r"(?<![\w.])(/home/|/Users/|/root/|/work/|[A-Z]:\\|\S*ipykernel_\d+)"
+MACHINE_PATHS = r"(?<![\w.])(/home/|/Users/|/root/|[A-Z]:\\|\S*ipykernel_\d+)"
 
 
 def leaked_paths(nb, own=()):
