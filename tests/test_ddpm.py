@@ -101,15 +101,22 @@ def test_posterior_refuses_times_out_of_order(t, before):
         posterior(x, x, t, SCHEDULE, before)
 
 
+def eps_model(xt, t):
+    """Some answer that depends on both inputs."""
+    return 0.3 * xt + t.reshape(-1, 1, 1, 1) / 1000
+
+
+def draws_of_the_loss(x0, seed):
+    """The times and the noises that `simple_loss` draws from this seed, in its order."""
+    g = generator(seed)
+    t = torch.randint(1, 1001, (len(x0),), generator=g)
+    return t, torch.randn(x0.shape, generator=g, dtype=x0.dtype)
+
+
 def test_simple_loss_is_the_formula():
     x0 = randn(6, 3, 8, 8).clamp(-1, 1)
 
-    def eps_model(xt, t):
-        return 0.3 * xt + t.reshape(-1, 1, 1, 1) / 1000
-
-    g = generator(5)
-    t = torch.randint(1, 1001, (6,), generator=g)
-    eps = torch.randn(x0.shape, generator=g, dtype=x0.dtype)
+    t, eps = draws_of_the_loss(x0, 5)
     alpha_bar = SCHEDULE.alpha_bar[t].reshape(-1, 1, 1, 1)
     xt = alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * eps
     by_hand = ((eps - eps_model(xt, t)) ** 2).sum() / x0.numel()
@@ -120,12 +127,7 @@ def test_the_weighting_v_is_the_loss_on_v():
     """v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0 (Salimans & Ho 2022), from the two clean images and noises."""
     x0 = randn(6, 3, 8, 8).clamp(-1, 1)
 
-    def eps_model(xt, t):
-        return 0.3 * xt + t.reshape(-1, 1, 1, 1) / 1000
-
-    g = generator(5)
-    t = torch.randint(1, 1001, (6,), generator=g)
-    eps = torch.randn(x0.shape, generator=g, dtype=x0.dtype)
+    t, eps = draws_of_the_loss(x0, 5)
     alpha_bar, xt = SCHEDULE.at(t, x0), q_sample(x0, t, eps, SCHEDULE)
     eps_hat = eps_model(xt, t)
     x0_hat = predict_x0(xt, t, eps_hat, SCHEDULE)
