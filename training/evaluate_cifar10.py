@@ -126,16 +126,19 @@ def main() -> None:
         return
     provenance = json.loads((args.model / "provenance.json").read_text())
     weights = provenance["files"][checkpoint.WEIGHTS]["sha256"]
+    settings = ("n", "n_sweep", "w", "steps", "main_steps", "batch_size")
+    same = dict(  # what rows of an earlier run must share with this one, to stand beside its own
+        weights_sha256=weights, seed=args.seed, precision=args.precision,
+        arguments={name: getattr(args, name) for name in settings},
+    )  # fmt: skip
     results = {"guidance": [], "solvers": []}
     if args.out.is_file() and not args.fresh:
         earlier = json.loads(args.out.read_text())
-        if earlier.get("weights_sha256") == weights:
+        if all(earlier.get(name) == value for name, value in same.items()):
             results = earlier
     results.update(
-        made_by="training/evaluate_cifar10.py", processes=bench.accelerator.num_processes,
-        arguments={name: getattr(args, name) for name in ("n", "n_sweep", "w", "steps", "main_steps", "batch_size")},
+        **same, made_by="training/evaluate_cifar10.py", processes=bench.accelerator.num_processes,
         date=datetime.date.today().isoformat(), device=device_name(), threads=torch.get_num_threads(),
-        precision=args.precision, seed=args.seed, weights_sha256=weights,
         training={k: provenance[k] for k in ("data", "steps", "batch_size", "minutes", "device", "threads", "date")},
     )  # fmt: skip
 
