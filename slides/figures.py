@@ -23,7 +23,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from torch import Tensor
 
 from course_lib import plots
-from course_lib.data import cifar10, toybox
+from course_lib.data import cifar10, toybox, toybox_sets
 from course_lib.diffusion import checkpoint, guidance, samplers, schedule
 from course_lib.diffusion.ddpm import posterior, predict_x0, q_sample
 from course_lib.plots import BLACK, BLUE, GREEN, ORANGE, PINK, RED, SKY
@@ -105,7 +105,7 @@ def rows_of(board: Board, images: Tensor, columns: int, x: float, y: float, side
 def things(side: int = 32, seed: int = 0) -> Tensor:
     """One Toybox picture of each of the ten classes, (10, 3, side, side) in [-1, 1]."""
     rng = np.random.default_rng(seed)
-    drawn = [toybox.render(toybox.sample_spec(rng, noun), side) for noun in toybox.CLASSES]
+    drawn = [toybox.render(toybox_sets.sample_ten(rng, noun), side) for noun in toybox_sets.CLASSES]
     return torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
@@ -176,7 +176,7 @@ def builds_to():
         spec = toybox.Spec(noun, "teal", "striped", where, x, y, s, flip, 11)
         return toybox.render(spec, 160)
 
-    noun = "cat" if "cat" in toybox.CLASSES else toybox.CLASSES[0]
+    noun = "cat" if "cat" in toybox_sets.CLASSES else toybox_sets.CLASSES[0]
     scenes = list(toybox.SCENES)
     for i, where in enumerate(scenes[:4]):
         picture = scene(noun, where, 0.5, 0.55, 0.74 + 0.04 * (i % 2), flip=i % 2 == 1)
@@ -321,7 +321,7 @@ def training_run():
 
     steps, batch, count, n = size(400, 3), 32, size(1500, 40), size(48, 8)
     milestones = [size(10, 1), size(40, 2), size(120, 2), steps]
-    arrays = toybox.toybox10(count + n, 0, workers=1)["train_images"].transpose(0, 3, 1, 2).copy()
+    arrays = toybox_sets.toybox10(count + n, 0, workers=1)["train_images"].transpose(0, 3, 1, 2).copy()
     images, real = torch.from_numpy(arrays[:count]), torch.from_numpy(arrays[count:]).float() / 127.5 - 1
     other = torch.from_numpy(arrays[:n]).float() / 127.5 - 1
     torch.manual_seed(0)
@@ -416,7 +416,7 @@ def trajectory():
         board.text(x + side / 2, 0.2, f"t = {left if k else SCHEDULE.T}", 16)
         board.tile(x, 0.4, side, xt)
         board.tile(x, 0.4 + 1.3, side, x0_hat)
-    board.small(about("ddpm-toybox10", f"class {toybox.CLASSES[3]}, w = 1.5, {steps} of 1000 steps"))
+    board.small(about("ddpm-toybox10", f"class {toybox_sets.CLASSES[3]}, w = 1.5, {steps} of 1000 steps"))
     return board.fig
 
 

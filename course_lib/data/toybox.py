@@ -1,39 +1,47 @@
 """The Toybox world: small captioned cartoon pictures, drawn by a program.
 
-A picture is one object (a noun with a colour and a pattern) in one scene. A `Spec` says all that is needed to draw
-it; `render` turns a spec into pixels at any size, `caption` into words, and `toybox10` makes a labelled data set.
-The drawing is in toybox_pen.py (colours, shapes, patterns), toybox_nouns.py (objects) and toybox_scenes.py (scenes).
+A picture shows an object (a noun with a colour, a pattern, perhaps an accessory) in a scene, in a picture style, alone
+or with a second object in a relation: "a cat on a chair". A `Spec` says all that is needed to draw it; `sample_spec`
+draws one at random and `render` turns it into pixels at any size. Words are made in toybox_captions.py, data sets in
+toybox_sets.py, subjects that no caption can describe in toybox_subjects.py. The drawing is in toybox_pen.py (colours,
+shapes, patterns), one file for each family of nouns, and toybox_{accessories,scenes,styles}.py.
 
-Used by: notebooks/02_ddpm_sampling.ipynb (two data sets, same code).
+Used by: notebooks/05_latent_diffusion.ipynb.
 """
 
-import os
-import tempfile
-import zipfile
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
-from multiprocessing import get_context
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image, ImageChops
-from tqdm import tqdm
 
-from course_lib.data.toybox_nouns import NOUNS
-from course_lib.data.toybox_pen import COLOURS, INK, PATTERNS, Pen, pick
+from course_lib.data.toybox_accessories import ACCESSORIES, EMBLEMS, put_on
+from course_lib.data.toybox_animals import ANIMALS
+from course_lib.data.toybox_nouns import NOUNS as FIRST_NOUNS
+from course_lib.data.toybox_pen import COLOURS, INK, PATTERNS, Look, Pen, pick
+from course_lib.data.toybox_people import PEOPLE
 from course_lib.data.toybox_scenes import DARK_SCENES, SCENES, Scenery
+from course_lib.data.toybox_styles import STYLES, SUBJECT_STYLES
+from course_lib.data.toybox_things import THINGS
 
-RENDERER_VERSION = 1  # part of the cache file's name: raise it whenever a picture changes
-SMALL = 2000  # below this many pictures, starting worker processes costs more than it saves
-CHUNK = 500  # pictures in one worker's job
-CLASSES = tuple(NOUNS)  # in label order
+RENDERER_VERSION = 1  # part of every cache file's name: raise it whenever a picture changes
+NOUNS = FIRST_NOUNS | ANIMALS | THINGS | PEOPLE
+CREATURES = ("cat", "dog", "robot", *ANIMALS, *PEOPLE)  # they have eyes and a neck: they can wear everything
+SITTERS = ("cat", "dog", "robot", *ANIMALS, "mushroom", "teapot", "mug", "clock")  # small enough to be on or in things
+# Where the second object holds the first: the height of its seat, roof or rim in its own box.
+SUPPORTS = {"chair": 0.6, "car": 0.36, "bus": 0.24, "boat": 0.68}
+CONTAINERS = {"mug": 0.3, "backpack": 0.2}
+RELATIONS = ("next to", "on", "in")
 
 
 @dataclass(frozen=True)
 class Spec:
-    """All that is needed to draw one picture; x, y (centre of the object's box) and size (its side) are fractions of
-    the picture's side, flip makes the object look to the left, and seed sets the small free details."""
+    """All that is needed to draw one picture.
+
+    x, y (centre of the object's box) and size (its side) are fractions of the picture's side; flip makes the object
+    look to the left; seed sets the small free details.  accessory: one of ACCESSORIES or None, in accessory_colour.
+    style: one of STYLES.  relation: one of RELATIONS, to `other`: a Spec whose own scene and style are not used.
+    look: the details of a subject, which replace the colour and the pattern.
+    """
 
     noun: str
     colour: str
@@ -44,46 +52,97 @@ class Spec:
     size: float
     flip: bool
     seed: int
+    accessory: str | None = None
+    accessory_colour: str | None = None
+    style: str = "plain"
+    relation: str | None = None
+    other: "Spec | None" = None
+    look: Look | None = None
 
 
-# ---- specs, pictures and captions ----
+def wearable(noun: str) -> tuple[str, ...]:
+    """Which accessories a noun can wear: creatures all of them, things a hat or a bow."""
+    if noun in CREATURES:
+        return tuple(ACCESSORIES)
+    return ("hat", "bow")
 
 
-def _check(argument, value, table):
-    if value not in table:
-        raise ValueError(f"{argument} should be one of {', '.join(table)}, but {argument}={value!r} came")
+# ---- specs ----
 
 
-def _check_count(argument, value, least):
-    if not isinstance(value, (int, np.integer)) or value < least:
-        raise ValueError(f"{argument} should be a whole number of at least {least}, but {argument}={value!r} came")
-
-
-def sample_spec(rng: np.random.Generator, noun: str | None = None) -> Spec:
+def sample_spec(rng: np.random.Generator, noun: str | None = None, **fixed) -> Spec:
     """Draw what a picture shows: everything at random, with the object standing on the ground.
 
     Args:
         rng: np.random.Generator, the only source of chance.
         noun: one of NOUNS; None draws one.
+        fixed: fields of the Spec that are given instead of drawn, for instance scene="at night", relation=None.
 
     Returns: a Spec.
     Raises: ValueError for an unknown noun.
     """
     if noun is not None:
         _check("noun", noun, NOUNS)
-    size = float(rng.uniform(0.62, 0.86))
+    relation = pick(rng, *RELATIONS) if rng.random() < 0.14 else None
+    if relation in ("on", "in") and noun is not None and noun not in SITTERS:
+        relation = "next to"  # a house is not on or in anything
+    if "relation" in fixed:
+        relation = fixed["relation"]
+    if relation is None:
+        size = float(rng.uniform(0.5, 0.88))
+        x = rng.uniform(size / 2 + 0.01, 0.99 - size / 2)
+        spec = _object(rng, noun or pick(rng, *NOUNS), x, rng.uniform(max(0.84, size + 0.04), 0.97), size)
+    else:
+        spec = _pair(rng, relation, noun)
+    style = "plain" if rng.random() < 0.8 else pick(rng, *[style for style in STYLES if style != "plain"])
+    return replace(spec, **{"scene": pick(rng, *SCENES), "style": style} | fixed)
+
+
+def _object(rng, noun, x, ground, size, plain=False):
+    """One object whose box is `size` wide and stands on `ground`; a plain one wears nothing."""
+    accessory = None if plain or rng.random() < 0.6 else pick(rng, *wearable(noun))
+    if accessory == "hat":
+        size *= 0.82  # a hat needs room above the head
     return Spec(
-        noun=noun or pick(rng, *CLASSES),
+        noun=noun,
         colour=pick(rng, *COLOURS),
         pattern=pick(rng, *PATTERNS),
-        scene=pick(rng, *SCENES),
-        x=float(rng.uniform(size / 2 + 0.01, 0.99 - size / 2)),
-        y=float(rng.uniform(max(0.8, size + 0.03), 0.96)) - size / 2,
+        scene="",
+        x=float(x),
+        y=float(ground) - size / 2,
         size=size,
         flip=bool(rng.random() < 0.5),
         seed=int(rng.integers(2**31)),
+        accessory=accessory,
+        accessory_colour=accessory and pick(rng, *COLOURS),
     )
 
+
+def _pair(rng, relation, noun):
+    """Two objects in a relation; the first is the one that the sentence is about."""
+    ground = rng.uniform(0.9, 0.97)
+    if relation == "next to":
+        size, size2 = (float(v) for v in rng.uniform(0.44, 0.52, 2))
+        left = rng.random() < 0.5
+        first = _object(rng, noun or pick(rng, *NOUNS), 0.26 if left else 0.74, ground, size, plain=True)
+        names = [name for name in NOUNS if name != first.noun]
+        other = _object(rng, pick(rng, *names), 0.74 if left else 0.26, ground, size2, plain=True)
+    else:
+        holders = SUPPORTS if relation == "on" else CONTAINERS
+        first_noun = noun or pick(rng, *SITTERS)
+        holder = pick(rng, *[name for name in holders if name != first_noun])
+        size2 = float(rng.uniform(0.58, 0.66))
+        x = rng.uniform(0.4, 0.6)
+        other = _object(rng, holder, x, ground, size2, plain=True)
+        top = ground - size2 * (1 - holders[holder])  # where the seat, roof or rim is in the picture
+        size = float(min(rng.uniform(0.4, 0.48), top - 0.02)) if relation == "on" else float(rng.uniform(0.42, 0.5))
+        sink = 0.02 if relation == "on" else 0.28 * size
+        size = min(size, top + sink - 0.01)
+        first = _object(rng, first_noun, x, top + sink, size, plain=True)
+    return replace(first, relation=relation, other=other)
+
+
+# ---- pictures ----
 
 _ROW = np.linspace(-1.3, 1.3, 24)
 _BUMP = np.clip(1.2 - np.hypot(_ROW[None], _ROW[:, None]), 0, 0.7) / 0.7 * 110
@@ -101,149 +160,75 @@ def render(spec: Spec, size: int = 64) -> np.ndarray:
         size: side in pixels, at least 16.
 
     Returns: np.ndarray (size, size, 3), uint8, RGB.
-    Raises: ValueError for an unknown noun, colour, pattern or scene, or a size below 16.
+    Raises: ValueError for an unknown noun, colour, pattern, scene, style, accessory or relation, or a size below 16.
     """
-    for argument, table in (("noun", NOUNS), ("colour", COLOURS), ("pattern", PATTERNS), ("scene", SCENES)):
-        _check(argument, getattr(spec, argument), table)
-    _check_count("size", size, 16)
+    _check_spec(spec)
+    check_count("size", size, 16)
     finer = 4 if size <= 256 else 2
     image = Image.new("RGB", (size * finer, size * finer))
     rng = np.random.default_rng([spec.seed, 1])
     SCENES[spec.scene](Scenery(image, rng), rng.uniform)
     light = tuple(rng.integers(234, 256, 3).tolist())
-    w, h = round(spec.size * image.width * 1.1), round(spec.size * image.width * 0.2)
-    x, y = spec.x * image.width, (spec.y + 0.46 * spec.size) * image.width
-    image.paste(INK, (round(x - w / 2), round(y - h / 2)), _SHADOW.resize((w, h), Image.Resampling.BILINEAR))
     halo = (150, 160, 206) if spec.scene in DARK_SCENES else None
-    for rim in (halo, None) if halo else (None,):
-        rng = np.random.default_rng([spec.seed, 2])
-        NOUNS[spec.noun](Pen(image, spec, rng, rim), rng)
-    image = image.reduce(finer)
+    if spec.relation == "next to":
+        _shadow(image, spec)
+    _shadow(image, spec.other or spec)
+    behind, front = (spec.other, spec) if spec.relation in ("next to", "on") else (spec, spec.other)
+    for one in filter(None, (behind, front)):
+        _draw(image, one, halo)
+    if spec.style == "plain":
+        image = image.reduce(finer)
+    else:
+        image = (STYLES | SUBJECT_STYLES)[spec.style](image, finer, np.random.default_rng([spec.seed, 4]))
     return np.array(ImageChops.multiply(image, Image.new("RGB", image.size, light)))  # the light varies a little
 
 
-def caption(spec: Spec, rng: np.random.Generator) -> str:
-    """Say in words what a picture shows, leaving out colour, pattern, scene or opening at random.
-
-    Args:
-        spec: the Spec of the picture.
-        rng: np.random.Generator, the only source of chance.
-
-    Returns: for instance "a photo of a teal spotted cat on the beach" or "an orange cat". The noun is always named.
-    """
-    colour, pattern, scene = (rng.random(3) < (0.7, 0.7, 0.6)).tolist()
-    pattern = pattern and spec.pattern != "plain"  # nobody says that a thing is plain
-    words = [spec.colour] * colour + [spec.pattern] * pattern + [spec.noun]
-    article = "an" if words[0][0] in "aeiou" else "a"
-    opening = pick(rng, "a photo of", "a picture of", "")
-    return " ".join(filter(None, [opening, article, *words, spec.scene * scene]))
+def _shadow(image, spec):
+    w, h = round(spec.size * image.width * 1.1), round(spec.size * image.width * 0.2)
+    x, y = spec.x * image.width, (spec.y + 0.46 * spec.size) * image.width
+    image.paste(INK, (round(x - w / 2), round(y - h / 2)), _SHADOW.resize((w, h), Image.Resampling.BILINEAR))
 
 
-# ---- the data set of ten classes ----
+def _draw(image, spec, halo):
+    """The object, what it wears, and a subject's emblem; at night first as a pale silhouette."""
+    look = spec.look
+    for rim in (halo, None) if halo else (None,):
+        rng = np.random.default_rng([spec.seed, 2])
+        pen = Pen(image, spec, rng, rim)
+        NOUNS[spec.noun](pen, np.random.default_rng([look.seed, 2]) if look else rng)
+        if look and look.emblem and not rim:
+            EMBLEMS[look.emblem](pen, pen.anchors["badge"], look.emblem_colour)
+        accessory, colour = spec.accessory, COLOURS.get(spec.accessory_colour)
+        if look and look.accessory and not accessory:
+            accessory, colour = look.accessory, look.accessory_colour
+        if accessory:
+            put_on(pen, accessory, colour, np.random.default_rng([look.seed if look else spec.seed, 5]))
 
 
-def _labels(seed, split, count):
-    """Balanced class labels in shuffled order."""
-    return np.random.default_rng([seed, 2 + split]).permutation(np.arange(count) % len(CLASSES)).astype(np.uint8)
+# ---- checks ----
 
 
-def _render_chunk(job):
-    """Draw the pictures start, start + 1, ... of a split; runs in the worker processes."""
-    seed, split, start, labels, size = job
-    images = np.empty((len(labels), size, size, 3), np.uint8)
-    for k, label in enumerate(labels):
-        rng = np.random.default_rng([seed, split, start + k])
-        images[k] = render(sample_spec(rng, CLASSES[label]), size)
-    return images
+def _check(argument, value, table):
+    if value not in table:
+        raise ValueError(f"{argument} should be one of {', '.join(table)}, but {argument}={value!r} came")
 
 
-def _usable_cores():
-    """How many cores this process may run on: fewer than the machine has where it is pinned to some of them."""
-    if hasattr(os, "sched_getaffinity"):  # Linux
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def check_count(argument: str, value: int, least: int) -> None:
+    """Raise a ValueError unless value is a whole number of at least `least`."""
+    if not isinstance(value, (int, np.integer)) or value < least:
+        raise ValueError(f"{argument} should be a whole number of at least {least}, but {argument}={value!r} came")
 
 
-def _render_jobs(jobs, workers, total):
-    """The jobs' pictures in order, from worker processes if there are many."""
-    bar = tqdm(total=total, desc="toybox", unit="img", disable=total < SMALL)
-    done = []
-
-    def collect(results):
-        for images in results:
-            done.append(images)
-            bar.update(len(images))
-
-    with bar:
-        if total >= SMALL and workers > 1:
-            try:  # spawn: works on every system, in notebooks, and next to a loaded torch
-                with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn")) as pool:
-                    collect(pool.map(_render_chunk, jobs))
-            except BrokenProcessPool:
-                print("The worker processes did not start, so the pictures are drawn in this one process.")
-        collect(map(_render_chunk, jobs[len(done) :]))
-    return done
-
-
-def _load(path, shapes):
-    """The arrays of a cached file, or None if it is missing or damaged."""
-    if not path.exists():
-        return None
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            data = {name: file[name] for name in shapes}
-        if all(data[name].shape == shape and data[name].dtype == np.uint8 for name, shape in shapes.items()):
-            return data
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        pass
-    print(f"The cached file {path} cannot be read, so its pictures are drawn again.")
-    return None
-
-
-def _save(path, data):
-    """Write a file whole or not at all: under another name first, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-        try:
-            np.savez(file, **data)
-        except BaseException:
-            file.close()
-            os.unlink(file.name)
-            raise
-    os.replace(file.name, path)
-
-
-def toybox10(train=50_000, test=10_000, seed=0, cache_dir=None, workers=None, size=32) -> dict[str, np.ndarray]:
-    """The ten-class data set: drawn on all cores the first time, then read from a cache file.
-
-    In a script on any system, call it under `if __name__ == "__main__":`, as worker processes import the script.
-
-    Args:
-        train, test: number of pictures in each split.
-        seed: whole number of at least 0; picture i of a split depends on seed, split and i alone.
-        cache_dir: folder of the cache file; None means $COURSE_CACHE, else ~/.cache/personalization-course.
-        workers: number of processes; None means one per usable core. The pictures do not depend on it.
-        size: side in pixels, at least 16.
-
-    Returns: a dict of uint8 arrays, train_images (train, size, size, 3), train_labels (train,) with values 0 to 9 that
-        index CLASSES, test_images and test_labels. Classes are balanced and shuffled.
-    Raises: ValueError for a count, seed, number of workers or size that is out of range.
-    """
-    workers = workers if workers is not None else _usable_cores()
-    limits = {"train": (train, 0), "test": (test, 0), "seed": (seed, 0), "workers": (workers, 1), "size": (size, 16)}
-    for argument, (value, least) in limits.items():
-        _check_count(argument, value, least)
-    home = os.environ.get("COURSE_CACHE") or Path.home() / ".cache" / "personalization-course"
-    path = Path(cache_dir or home) / f"toybox10-v{RENDERER_VERSION}-seed{seed}-size{size}-{train}+{test}.npz"
-    shapes = {}
-    for split, count in (("train", train), ("test", test)):
-        shapes |= {f"{split}_images": (count, size, size, 3), f"{split}_labels": (count,)}
-    data = _load(path, shapes)
-    if data is None:
-        labels = [_labels(seed, split, count) for split, count in enumerate((train, test))]
-        starts = [(split, k) for split in (0, 1) for k in range(0, len(labels[split]), CHUNK)]
-        jobs = [(seed, split, k, labels[split][k : k + CHUNK], size) for split, k in starts]
-        images = np.concatenate([np.empty((0, size, size, 3), np.uint8), *_render_jobs(jobs, workers, train + test)])
-        data = dict(zip(shapes, (images[:train], labels[0], images[train:], labels[1]), strict=True))
-        _save(path, data)
-    return data
+def _check_spec(spec):
+    _check("scene", spec.scene, SCENES)
+    _check("style", spec.style, STYLES | SUBJECT_STYLES)
+    if (spec.relation is None) != (spec.other is None):
+        raise ValueError(f"relation and other go together, but relation={spec.relation!r}, other={spec.other!r} came")
+    if spec.relation is not None:
+        _check("relation", spec.relation, RELATIONS)
+    for one in filter(None, (spec, spec.other)):
+        for argument, table in (("noun", NOUNS), ("colour", COLOURS), ("pattern", PATTERNS)):
+            _check(argument, getattr(one, argument), table)
+        if one.accessory:
+            _check("accessory", one.accessory, wearable(one.noun))
+            _check("accessory_colour", one.accessory_colour, COLOURS)

@@ -60,11 +60,13 @@ def cat(pen, rng):
     if rng.random() < 0.5:
         pen.body(tube([(0.62, 0.9), (0.88, 0.88), (0.93, 0.7), (0.86 + up / 4, 0.4 + up)], 0.1, 0.07))
         _sitting(pen, rng)
-        _cat_head(pen, rng, 0.5, 0.36, rng.uniform(0.22, 0.25))
+        x, y, r, badge = 0.5, 0.36, rng.uniform(0.22, 0.25), (0.5, 0.76, 0.085)
     else:
         pen.body(tube([(0.2, 0.55), (0.08, 0.45), (0.1, 0.25), (0.02 + up / 2, 0.05 + up / 3)], 0.1, 0.07))
         _walking(pen, rng)
-        _cat_head(pen, rng, 0.72, 0.38, rng.uniform(0.2, 0.23))
+        x, y, r, badge = 0.72, 0.38, rng.uniform(0.2, 0.23), (0.34, 0.59, 0.085)
+    _cat_head(pen, rng, x, y, r)
+    pen.wear(head=(x, y - 0.78 * r, 1.4 * r), eyes=(x, y - 0.08 * r, 0.96 * r), neck=(x, y + r, 1.2 * r), badge=badge)
 
 
 def dog(pen, rng):
@@ -83,6 +85,7 @@ def dog(pen, rng):
         pen.flat(INK, oval(0.5, 0.385, 0.07, 0.05))
         pen.smile(0.5, 0.46, 0.05)
         pen.eyes(0.27, 0.4, 0.6, r=0.055)
+        pen.wear(head=(0.5, 0.13, 0.34), eyes=(0.5, 0.27, 0.2), neck=(0.5, 0.58, 0.34), badge=(0.5, 0.75, 0.085))
     else:
         pen.body(tube([(0.2, 0.55), (0.06, 0.46), (0.04, 0.22)], 0.1, 0.06))
         _walking(pen, rng)
@@ -93,6 +96,7 @@ def dog(pen, rng):
         pen.line([(0.97, 0.45), (0.88, 0.47), (0.8, 0.43)])
         pen.part(pen.shade, blob((0.6, 0.14), (0.68, 0.2), (0.62, 0.17 + ear), (0.46, 0.2 + ear), (0.46, 0.22)))
         pen.eyes(0.27, 0.77, r=0.06)
+        pen.wear(head=(0.7, 0.16, 0.28), eyes=(0.77, 0.27, 0.1), neck=(0.67, 0.57, 0.26), badge=(0.34, 0.59, 0.085))
 
 
 def fish(pen, rng):
@@ -107,6 +111,13 @@ def fish(pen, rng):
     pen.line([(0.69, 0.52 - 0.6 * h), (0.63, 0.5), (0.69, 0.48 + 0.6 * h)])
     pen.smile(0.88, 0.57, 0.05)
     pen.eyes(0.44, 0.79, r=0.075)
+    high, low = 0.5 - h, 0.5 + h
+    pen.wear(
+        head=(0.7, high + 0.04, 0.28),
+        eyes=(0.79, 0.44, 0.1),
+        neck=(0.6, low - 0.07, 0.36),
+        badge=(0.5, high + 0.45 * h, 0.33 * h),
+    )
 
 
 def robot(pen, rng):
@@ -134,6 +145,7 @@ def robot(pen, rng):
     pen.eyes(0.29, 0.39, 0.61, r=0.075)
     pen.flat(INK, box(0.38, 0.4, 0.62, 0.44))
     pen.flat(WHITE, *[box(x, 0.41, x + 0.04, 0.43) for x in (0.4, 0.48, 0.56)])
+    pen.wear(head=(0.5, 0.18, 1.7 * head), eyes=(0.5, 0.29, 0.22), neck=(0.5, 0.5, 1.6 * w), badge=(0.5, 0.67, 0.08))
 
 
 def teapot(pen, rng):
@@ -148,9 +160,12 @@ def teapot(pen, rng):
     pen.part(pen.shade, oval(0.48, top - 0.11, 0.05))
     pen.body(twin(0.48, (0, top - 0.07), (0.14, top), (0.16, top + 0.06), (0, top + 0.08)))
     pen.flat(mix(pen.colour, WHITE, 0.75), tube([(0.31, 0.72), (0.31, 0.62), (0.36, 0.55)], 0.045))
-    if rng.random() < 0.5:
+    face = rng.random() < 0.5
+    if face:
         pen.eyes(0.66, 0.43, 0.6, r=0.045)
         pen.smile(0.515, 0.73, 0.05)
+    neck, badge = ((0.5, 0.83, 0.44), (0.34, 0.82, 0.07)) if face else ((0.48, top + 0.1, 0.42), (0.5, 0.69, 0.13))
+    pen.wear(head=(0.48, top - 0.08, 0.26), neck=neck, badge=badge)
 
 
 def car(pen, rng):
@@ -172,6 +187,7 @@ def car(pen, rng):
     for x in (0.25, 0.75):
         pen.part((74, 70, 84), oval(x, 0.85, rng.uniform(0.115, 0.13)))
         pen.part((216, 218, 226), oval(x, 0.85, 0.045))
+    pen.wear(head=(middle, roof, 0.36), neck=(0.5, 0.61, 0.42), badge=(0.5, 0.73, 0.1))
 
 
 def chair(pen, rng):
@@ -191,6 +207,10 @@ def chair(pen, rng):
     if rng.random() < 0.5:
         pen.part(wood, box(0.26, 0.8, 0.74, 0.84))
     pen.body(box(0.14, 0.61, 0.86, 0.69, 0.03), poly((0.25, 0.5), (0.75, 0.5), (0.86, 0.64), (0.14, 0.64)))
+    back, badge = ((0.4, (0.5, top / 2 + 0.21, 0.12)), (top + 0.2, (0.5, top + 0.08, 0.08)), (0.4, (0.5, 0.6, 0.08)))[
+        kind
+    ]
+    pen.wear(head=(0.5, top, 0.4), neck=(0.5, back, 0.54), badge=badge)
 
 
 def house(pen, rng):
@@ -212,12 +232,15 @@ def house(pen, rng):
             pen.line([(x + 0.075, wall + 0.1), (x + 0.075, wall + 0.25)], 0.02)
     if not flat:
         pen.part(GLASS, oval(0.5, (wall + peak) / 2 + 0.05, 0.06))
+    badge = (0.37 if door > 0.5 else 0.72, 0.86, 0.08)
+    pen.wear(head=(0.5, peak + 0.03, 0.32), neck=(0.5, wall + 0.05, 0.7), badge=badge)
 
 
 def boat(pen, rng):
     """A coloured hull, with sails or with a cabin and a funnel."""
     deck, flag = rng.uniform(0.64, 0.7), COLOURS[pick(rng, "red", "yellow", "blue")]
-    if rng.random() < 0.6:
+    sails = rng.random() < 0.6
+    if sails:
         pen.part(WOOD, box(0.47, 0.05, 0.51, deck + 0.03))
         pen.part(CREAM, blob((0.55, 0.1), (0.74, 0.32), (0.86, deck - 0.1), (0.7, deck - 0.07), (0.55, deck - 0.07)))
         pen.part(WHITE, poly((0.43, 0.16), (0.43, deck - 0.07), (0.14, deck - 0.07)))
@@ -233,6 +256,8 @@ def boat(pen, rng):
     if rng.random() < 0.6:
         for x in (0.3, 0.5, 0.7):
             pen.part(GLASS, oval(x, 0.81, 0.04))
+    head = (0.49, 0.05, 0.2) if sails else (0.49, 0.2, 0.18)
+    pen.wear(head=head, neck=(0.45, deck + 0.06, 0.45), badge=(0.7, 0.81, 0.085))  # the badge hides a porthole
 
 
 def mushroom(pen, rng):
@@ -249,6 +274,8 @@ def mushroom(pen, rng):
     pen.smile(0.5, 0.82, 0.045)
     for x in (0.26, 0.32, 0.7, 0.76):
         pen.flat((96, 160, 76), poly((x - 0.03, 0.99), (x + 0.02, 0.99), (x - 0.01, 0.9)))
+    middle = (0.5, (top + low) / 2 + 0.04, 0.09)
+    pen.wear(head=(0.5, top + 0.05, 0.9 * w), eyes=(0.5, 0.74, 0.16), neck=(0.5, 0.88, 1.7 * foot), badge=middle)
 
 
 NOUNS = {f.__name__: f for f in (cat, dog, fish, robot, teapot, car, chair, house, boat, mushroom)}

@@ -5,6 +5,8 @@ y down): y = 1 is the ground, and the object looks to the right.
 To add a colour, put it in COLOURS; to add a pattern, write its drawing function and put it in PATTERNS.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw
 
@@ -101,6 +103,24 @@ def tube(points, start, end=None):
     return np.concatenate([p + side, tip, (p - side)[::-1], p[:1] - along[:1] * half[0]])
 
 
+@dataclass(frozen=True)
+class Look:
+    """The details that make a subject one of a kind: no caption has words for them.
+
+    first, second: the two tones (RGB), laid out as one of LAYOUTS says; seed fixes shape, pose and face.  emblem: one
+    of EMBLEMS, worn as a badge, or None.  accessory: what the subject always wears, in a colour of its own, or None.
+    """
+
+    seed: int
+    first: tuple[int, int, int]
+    second: tuple[int, int, int]
+    layout: str
+    emblem: str | None = None
+    emblem_colour: tuple[int, int, int] = WHITE
+    accessory: str | None = None
+    accessory_colour: tuple[int, int, int] = WHITE
+
+
 # ---- the pen: draws one object in its box ----
 
 
@@ -122,12 +142,17 @@ class Pen:
         self.light = round(rng.uniform(0.05, 0.07) * self.unit)  # width of the rims in canvas pixels
         self.side = pick(rng, -1, 1)  # where the light comes from: 1 is the left
         self.colour = mix(COLOURS[spec.colour], pick(rng, INK, WHITE), rng.uniform(0, 0.08))
+        self.second = deepen(deepen(self.colour)) if spec.colour in PALE else mix(self.colour, WHITE, 0.65)
+        painter = PATTERNS[spec.pattern]
+        if spec.look:
+            self.colour, self.second, painter = spec.look.first, spec.look.second, LAYOUTS[spec.look.layout]
         self.shade = deepen(self.colour)
-        self.second = deepen(self.shade) if spec.colour in PALE else mix(self.colour, WHITE, 0.65)
+        self.anchors = {}
         self.paint = self.colour
-        if spec.pattern != "plain" and not halo:
+        if painter and not halo:
             self.paint = Image.new("RGB", image.size, self.colour)
-            PATTERNS[spec.pattern](self, ImageDraw.Draw(self.paint), np.random.default_rng([spec.seed, 3]))
+            seed = spec.look.seed if spec.look else spec.seed
+            painter(self, ImageDraw.Draw(self.paint), np.random.default_rng([seed, 3]))
 
     def place(self, shape):
         """Box coordinates to canvas pixels."""
@@ -168,6 +193,11 @@ class Pen:
         for colour, step in ((WHITE, rim), (INK, -rim)):
             moved = ImageChops.offset(mask, self.side * step, step)
             self.image.paste(colour, (x, y, right, low), ImageChops.subtract(mask, moved, scale=4))  # a quarter opaque
+
+    def wear(self, **anchors):
+        """Say where things can be worn, in box coordinates: head=(x, y, width) is the middle of the top of the head,
+        eyes=(x, y, distance of the eyes), neck=(x, y, width), badge=(x, y, radius) a free spot on the body."""
+        self.anchors = anchors
 
     def body(self, *shapes):
         """The part that carries the object's colour and pattern."""
@@ -219,4 +249,72 @@ def spotted(pen, draw, rng):
         disc(draw, x, y, r, pen.second)
 
 
-PATTERNS = {"plain": None, "striped": striped, "spotted": spotted}
+def checked(pen, draw, rng):
+    """A board of squares, upright or standing on a corner."""
+    angle, gap = pick(rng, 0, 0, 0.785) + rng.uniform(-0.1, 0.1), rng.uniform(0.15, 0.175)
+    start = rng.uniform(-0.5, 0.5, 2)
+    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) * gap
+    rows, columns = np.mgrid[-5:6, -5:6]
+    corners = pen.place(0.5 + (np.stack([columns, rows], -1) + start) @ turn).tolist()
+    for i in range(10):
+        for j in range(i % 2, 10, 2):
+            points = corners[i][j], corners[i][j + 1], corners[i + 1][j + 1], corners[i + 1][j]
+            draw.polygon([v for point in points for v in point], fill=pen.second)
+
+
+def starry(pen, draw, rng):
+    """A few big five-pointed stars on a shaken grid."""
+    r, gap, points = rng.uniform(0.09, 0.105), rng.uniform(0.24, 0.26), 2 * np.pi * np.arange(10) / 10
+    star = np.stack([np.sin(points), -np.cos(points)], -1) * np.where(np.arange(10) % 2, 0.43, 1)[:, None] * r
+    rows, columns = np.mgrid[0:6, 0:6]
+    grid = np.stack([columns + rows % 2 / 2 - 0.4, rows * 0.9], -1).reshape(-1, 1, 2) * gap
+    for shape in pen.place(star + grid + rng.uniform(-0.02, 0.02, grid.shape)).reshape(-1, 20).tolist():
+        draw.polygon(shape, fill=pen.second)
+
+
+PATTERNS = {"plain": None, "striped": striped, "spotted": spotted, "checked": checked, "starry": starry}
+FIRST_PATTERNS = ("plain", "striped", "spotted")
+
+
+# ---- layouts: where the second tone of a subject goes; they have no words in any caption ----
+
+
+def _side(pen, draw, rng):
+    """One half of the object, left or right of a slanted line."""
+    x, lean = rng.uniform(0.44, 0.56), rng.uniform(-0.15, 0.15)
+    edge = pick(rng, -1.0, 2.0)
+    corners = poly((x - lean, -1), (x + lean, 2), (edge, 2), (edge, -1))
+    draw.polygon(pen.place(corners).ravel().tolist(), fill=pen.second)
+
+
+def _below(pen, draw, rng):
+    """Everything below a wavy line, as if dipped into paint."""
+    x = np.linspace(-0.5, 1.5, 25)
+    y = rng.uniform(0.52, 0.66) + 0.04 * np.sin(2 * np.pi * (2.5 * x + rng.random()))
+    line = np.stack([x, y], 1)
+    draw.polygon(pen.place(np.concatenate([line, [(1.5, 2), (-0.5, 2)]])).ravel().tolist(), fill=pen.second)
+
+
+def _patches(pen, draw, rng):
+    """A few large round patches, as on a cow."""
+    for x, y in ((0.3, 0.3), (0.75, 0.42), (0.38, 0.72), (0.72, 0.86)):
+        x, y, r = x + rng.uniform(-0.07, 0.07), y + rng.uniform(-0.07, 0.07), rng.uniform(0.11, 0.16)
+        draw.polygon(pen.place(oval(x, y, r, 0.8 * r)).ravel().tolist(), fill=pen.second)
+
+
+def _sash(pen, draw, rng):
+    """One broad slanted band."""
+    y, w, lean = rng.uniform(0.5, 0.65), rng.uniform(0.1, 0.14), pick(rng, -0.45, 0.45)
+    corners = poly((-0.5, y - lean - w), (1.5, y + lean - w), (1.5, y + lean + w), (-0.5, y - lean + w))
+    draw.polygon(pen.place(corners).ravel().tolist(), fill=pen.second)
+
+
+def _rings(pen, draw, rng):
+    """Rings around one point of the body, as on a target."""
+    x, y = rng.uniform(0.35, 0.65), rng.uniform(0.5, 0.7)
+    for k, r in enumerate((0.62, 0.49, 0.36, 0.23, 0.1)):
+        paint = pen.second if k % 2 == 0 else pen.colour
+        draw.polygon(pen.place(oval(x, y, r)).ravel().tolist(), fill=paint)
+
+
+LAYOUTS = {"side": _side, "below": _below, "patches": _patches, "sash": _sash, "rings": _rings}
