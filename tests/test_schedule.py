@@ -1,5 +1,7 @@
 """The noise schedule: the numbers are diffusers' numbers, its laws hold, and its errors name the argument."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
@@ -48,6 +50,29 @@ def test_times_are_diffusers_leading_timesteps_plus_one(steps):
     peer = DDIMScheduler(timestep_spacing="leading", steps_offset=0)
     peer.set_timesteps(steps)
     assert linear().times(steps) == [t + 1 for t in peer.timesteps.tolist()]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 7, 10, 16, 25, 48, 50, 96, 112, 333, 999, 1000])
+def test_trailing_times_are_diffusers_plus_one(steps):
+    peer = DDIMScheduler(timestep_spacing="trailing")
+    peer.set_timesteps(steps)
+    times = scaled_linear(spacing="trailing").times(steps)
+    assert times == [t + 1 for t in peer.timesteps.tolist()]
+    assert times[0] == 1000
+
+
+def test_trailing_times_are_as_many_as_asked_for():
+    for T in (200, 1000):  # diffusers' floats give one too many at 61, 103, 121, ... of 1000
+        schedule = linear(T=T, spacing="trailing")
+        for steps in range(1, T + 1):
+            times = schedule.times(steps)
+            assert len(times) == steps and times[0] == T and times[-1] >= 1
+            assert all(t > s for t, s in pairwise(times))
+
+
+def test_an_unknown_spacing_is_refused():
+    with pytest.raises(ValueError, match=r"^spacing: expected 'leading' or 'trailing', got 'even'$"):
+        cosine(spacing="even")
 
 
 @pytest.mark.parametrize("steps", [0, -1, 1001])

@@ -9,6 +9,7 @@ beta and alpha are differences of it. `alpha_bar` always has DDPM's meaning (the
 import math
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,17 +21,19 @@ class Schedule:
     Times run from 1 to T as in the papers. The numbers stay on the CPU in float64: reading one of them as a Python
     float never waits for an accelerator, and the samplers need nothing else.
 
-    alpha_bar: (T + 1,) numbers, 1 first, falling, all in (0, 1].
-    Raises ValueError if they do not start at 1 or do not fall.
+    alpha_bar: (T + 1,) numbers, 1 first, falling, all in (0, 1].  spacing: which times a sampler visits, see `times`.
+    Raises ValueError if the numbers do not start at 1 or do not fall, or for an unknown spacing.
     """
 
-    def __init__(self, alpha_bar: Tensor):
+    def __init__(self, alpha_bar: Tensor, spacing: str = "leading"):
         alpha_bar = torch.as_tensor(alpha_bar, dtype=torch.float64, device="cpu")
         if alpha_bar.ndim != 1 or len(alpha_bar) < 2 or alpha_bar[0] != 1:
             raise ValueError(f"alpha_bar: expected a row of T + 1 numbers that starts with 1, got {alpha_bar}")
         if not ((alpha_bar.diff() < 0).all() and (alpha_bar > 0).all()):  # so worded, NaN is refused too
             raise ValueError("alpha_bar: expected numbers that fall with t and stay above 0, got some that do not")
-        self.alpha_bar = alpha_bar
+        if spacing not in ("leading", "trailing"):
+            raise ValueError(f"spacing: expected 'leading' or 'trailing', got {spacing!r}")
+        self.alpha_bar, self.spacing = alpha_bar, spacing
 
     @property
     def T(self) -> int:
@@ -70,31 +73,37 @@ class Schedule:
         return self._on(like.device, dtype)[t].reshape(-1, *[1] * (like.ndim - 1))
 
     def times(self, steps: int) -> list[int]:
-        """Which times a sampler visits: `steps` of 1..T, evenly spaced, from T down to the last before 0.
+        """Which times a sampler visits: `steps` of 1..T, evenly spaced and falling; the step after the last goes to 0.
 
-        t_i = 1 + floor(T / steps) * i, DDIM's "leading" choice, as diffusers counts it.
+        spacing "leading", DDIM's choice:  t_i = 1 + floor(T / steps) * i, from the last i to 0: it ends at t = 1.
+        spacing "trailing":  t_i = round(T - i T / steps): it starts at t = T, at pure noise.
+        Source: Lin et al. 2024, Table 2 (names and formulas; both as diffusers counts them, plus 1).
         Raises ValueError unless 1 <= steps <= T.
         """
         if not 1 <= steps <= self.T:
             raise ValueError(f"steps: expected 1..{self.T} (the schedule has T = {self.T}), got {steps}")
+        if self.spacing == "trailing":
+            return np.arange(self.T, 0, -self.T / steps)[:steps].round().astype(int).tolist()
         return [1 + (self.T // steps) * i for i in reversed(range(steps))]
 
 
-def _from_beta(beta: Tensor) -> Schedule:
-    return Schedule(torch.cat([torch.ones(1, dtype=torch.float64), (1 - beta).cumprod(0)]))
+def _from_beta(beta: Tensor, spacing: str) -> Schedule:
+    return Schedule(torch.cat([torch.ones(1, dtype=torch.float64), (1 - beta).cumprod(0)]), spacing)
 
 
-def linear(T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
+def linear(T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02, spacing: str = "leading") -> Schedule:
     """beta rises in a straight line.  Source: Ho et al. 2020, section 4 (the default numbers are theirs)."""
-    return _from_beta(torch.linspace(beta_start, beta_end, T, dtype=torch.float64))
+    return _from_beta(torch.linspace(beta_start, beta_end, T, dtype=torch.float64), spacing)
 
 
-def scaled_linear(T: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> Schedule:
+def scaled_linear(
+    T: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012, spacing: str = "leading"
+) -> Schedule:
     """sqrt(beta) rises in a straight line.  Source: Rombach et al. 2022; the defaults are Stable Diffusion 1's."""
-    return _from_beta(torch.linspace(beta_start**0.5, beta_end**0.5, T, dtype=torch.float64) ** 2)
+    return _from_beta(torch.linspace(beta_start**0.5, beta_end**0.5, T, dtype=torch.float64) ** 2, spacing)
 
 
-def cosine(T: int = 1000, s: float = 0.008, beta_max: float = 0.999) -> Schedule:
+def cosine(T: int = 1000, s: float = 0.008, beta_max: float = 0.999, spacing: str = "leading") -> Schedule:
     """alpha_bar falls like cos^2.  Source: Nichol & Dhariwal 2021, Eq. 17, with beta clipped at 0.999 as there."""
     f = torch.cos((torch.linspace(0, 1, T + 1, dtype=torch.float64) + s) / (1 + s) * math.pi / 2) ** 2
-    return _from_beta((1 - f[1:] / f[:-1]).clamp(max=beta_max))
+    return _from_beta((1 - f[1:] / f[:-1]).clamp(max=beta_max), spacing)

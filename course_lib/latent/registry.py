@@ -1,0 +1,186 @@
+"""Where models come from: one table of names, with pinned revisions, hashes, licences and mirrors.
+
+Used by: notebooks/06_stable_diffusion.ipynb, section "The parts".
+
+Ids on the hub do vanish: Stable Diffusion 1.5 left its first address in 2024. So an address stands here and nowhere
+else. Only an entry with a `repo` is ever looked up on the network, and what was downloaded once is used as it is.
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from huggingface_hub import model_info, snapshot_download
+from huggingface_hub.errors import DisabledRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+from course_lib.settings import CHECKPOINTS
+
+WEIGHTS = ("text_encoder", "unet", "vae")
+TIMEOUT = 5  # seconds to wait for the hub's first answer
+
+
+class ModelUnavailable(ConnectionError):
+    """A model is neither on this machine nor to be had from the hub; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model: a folder on this machine, or a hub id with everything that is known about it.
+
+    sha256: path -> digest, checked after a download for each file listed.  size: of the download, in words.
+    """
+
+    name: str
+    folder: Path | None = None
+    repo: str | None = None
+    revision: str | None = None
+    mirrors: tuple[str, ...] = ()
+    sha256: dict[str, str] = field(default_factory=dict)
+    licence: str = "see its model card"
+    size: str = "several GB"
+    resolution: int | None = None
+
+
+# Revision, hashes and mirrors of sd15 agree among several public repositories that use them; they have not been
+# compared with the hub itself.
+MODELS = {
+    "toybox": Entry(
+        name="toybox", folder=CHECKPOINTS / "toybox-sd", licence="Apache-2.0", size="part of the course", resolution=64
+    ),
+    "sd15": Entry(
+        name="sd15",
+        repo="stable-diffusion-v1-5/stable-diffusion-v1-5",
+        revision="451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
+        mirrors=("benjamin-paine/stable-diffusion-v1-5", "sd-legacy/stable-diffusion-v1-5"),
+        sha256={
+            "text_encoder/model.safetensors": "d008943c017f0092921106440254dbbe00b6a285f7883ec8ba160c3faad88334",
+            "text_encoder/model.fp16.safetensors": "77795e2023adcf39bc29a884661950380bd093cf0750a966d473d1718dc9ef4e",
+            "unet/diffusion_pytorch_model.safetensors": (
+                "19da7aaa4b880e59d56843f1fcb4dd9b599c28a1d9d9af7c1143057c8ffae9f1"
+            ),
+            "unet/diffusion_pytorch_model.fp16.safetensors": (
+                "c83908253f9a64d08c25fc90874c9c8aef9a329ce1ca5fb909d73b0c83d1ea21"
+            ),
+            "vae/diffusion_pytorch_model.safetensors": (
+                "a2b5134f4dbc140d9c11f11cba3233099e00af40f262f136c691fb7d38d2194c"
+            ),
+            "vae/diffusion_pytorch_model.fp16.safetensors": (
+                "4fbcf0ebe55a0984f5a5e00d8c4521d52359af7229bb4d81890039d2aa16dd7c"
+            ),
+        },
+        licence="CreativeML Open RAIL-M",
+        size="4.3 GB, or 2.1 GB in half precision",
+        resolution=512,
+    ),
+}
+
+
+def resolve(name: str | Path) -> Entry:
+    """Which model a name means: an entry of MODELS, a folder on this machine, or a hub id such as "owner/model".
+
+    Raises ValueError if it is none of these.
+    """
+    if name in MODELS:
+        return MODELS[name]
+    if name and Path(name).is_dir():
+        return Entry(name=str(name), folder=Path(name))
+    if isinstance(name, str) and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+        return Entry(name=name, repo=name)
+    raise ValueError(f"name: expected one of {', '.join(MODELS)}, a model folder, or a hub id owner/model, got {name}")
+
+
+def fetch(entry: Entry, half: bool = False) -> Path:
+    """The folder of a model on this machine; a hub model is downloaded once (safetensors, json and txt files only).
+
+    half: take the fp16 files where a repository has them: half the download.  If the id is gone from the hub the
+    mirrors are tried. Raises ModelUnavailable if there is no network or no id left, FileNotFoundError if the Toybox
+    weights are not there, ValueError for an incomplete folder or for a file with another SHA-256 than the registry's.
+    """
+    if entry.folder is not None:
+        return _complete(entry)
+    sources = [(entry.repo, entry.revision), *((mirror, None) for mirror in entry.mirrors)]
+    for repo, revision in sources:
+        try:
+            folder = Path(snapshot_download(repo, revision=revision, local_files_only=True, **_files(half)))
+        except FileNotFoundError:  # not in the cache, or only in part
+            continue
+        if all(_weights(folder / part, half) for part in WEIGHTS):
+            return folder
+    for repo, revision in sources:
+        try:
+            model_info(repo, revision=revision, timeout=TIMEOUT)  # one question first: a download would ask six times
+            folder = Path(snapshot_download(repo, revision=revision, etag_timeout=TIMEOUT, **_files(half)))
+        except (RepositoryNotFoundError, RevisionNotFoundError, DisabledRepoError):
+            continue
+        except Exception as error:  # every HTTP library has its own: no name server, no route, a proxy, a time-out
+            raise ModelUnavailable(
+                f"{repo} ({entry.size}) is not on this machine and the hub did not answer "
+                f'({type(error).__name__}); connect to the network and unset HF_HUB_OFFLINE, or use "toybox"'
+            ) from None
+        if all(_weights(folder / part, half) for part in WEIGHTS):
+            _check(entry, folder)
+            return folder
+        if half:  # a repository without fp16 files
+            return fetch(entry)
+        raise ValueError(f"name: expected a repository with safetensors in {', '.join(WEIGHTS)}, {repo} has not all")
+    tried = ", ".join(repo for repo, _ in sources)
+    raise ModelUnavailable(
+        f"{entry.name} is gone from the hub, or needs a login there (tried {tried}); find where it has moved, and put "
+        'the new id into course_lib/latent/registry.py or give it as the name, or use "toybox"'
+    )
+
+
+def variant(folder: Path, half: bool = False) -> str | None:
+    """The `variant` that from_pretrained needs for a folder: "fp16" if those files are there and wanted, or alone."""
+    return "fp16" if _weights(folder / "unet", True) and (half or not _weights(folder / "unet", False)) else None
+
+
+def _files(half: bool) -> dict[str, list[str]]:
+    """Which files of a repository: the three networks' weights, the tokenizer, and all settings; nothing pickled."""
+    settings = ["model_index.json", "scheduler/*.json", "tokenizer/*.json", "tokenizer/*.txt"]
+    ends = ["*.json", "*.fp16*.safetensors" if half else "*.safetensors"]
+    unwanted = ["*.non_ema*"] if half else ["*.non_ema*", "*.fp16*"]
+    return {
+        "allow_patterns": settings + [f"{part}/{end}" for part in WEIGHTS for end in ends],
+        "ignore_patterns": unwanted,
+    }
+
+
+def _weights(folder: Path, half: bool) -> list[Path]:
+    return [path for path in folder.glob("*.safetensors") if (".fp16" in path.name) == half]
+
+
+def _complete(entry: Entry) -> Path:
+    if entry is MODELS["toybox"] and not entry.folder.is_dir():
+        raise FileNotFoundError(
+            f"{entry.folder} is missing: run `make train-toybox`, or restore it from the repository"
+        )
+    missing = [part for part in WEIGHTS if not any((entry.folder / part).glob("*.safetensors"))]
+    missing += [part for part in ("tokenizer", "scheduler") if not (entry.folder / part).is_dir()]
+    if missing:
+        raise ValueError(
+            f"name: expected a model folder in diffusers' format with safetensors, but {entry.folder} has no "
+            f"{', '.join(missing)}"
+        )
+    return entry.folder
+
+
+def _check(entry: Entry, folder: Path) -> None:
+    for path, expected in entry.sha256.items():
+        file = folder / path
+        if file.is_file() and _sha256(file) != expected:
+            file.resolve().unlink()  # in the hub's cache a snapshot is made of links
+            file.unlink(missing_ok=True)
+            raise ValueError(
+                f"name: {path} of {entry.name} has another SHA-256 than the registry: it was damaged on the way, or "
+                "changed at its source; it has been deleted, so try again"
+            )
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,137 @@
+"""From a prompt to the features that the UNet attends to, and new words beside the ones a text encoder knows.
+
+Derived in: notebooks/05_latent_diffusion.ipynb, section "CLIP in miniature".
+"""
+
+import copy
+import re
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+
+def tokenize(tokenizer, prompts: str | list[str]) -> Tensor:
+    """Cut prompts into sub-words and number them: start, sub-words, end, then padding up to the encoder's length.
+
+    Returns (B, L) ids.  Warns if a prompt is too long, and names what is left out.
+    Raises ValueError unless there is a prompt, and all are strings.
+    Derived in: notebooks/06_stable_diffusion.ipynb, section "The parts".
+    """
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+        raise ValueError(f"prompts: expected a string or a list of strings, got {prompts}")
+    length = tokenizer.model_max_length
+    for prompt in prompts:
+        ids = tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids
+        if len(ids) > length - 2:
+            rest = tokenizer.decode(ids[length - 2 :]).replace("</w>", " ").strip()
+            warnings.warn(f"prompt: more than {length - 2} tokens, left out: {rest!r}", stacklevel=2)
+    return tokenizer(
+        prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+    ).input_ids  # (B, L)
+
+
+def encode(text_encoder: nn.Module, ids: Tensor) -> Tensor:
+    """The features of each token, after the last layer and its norm, as Stable Diffusion 1.x uses them.
+
+    ids: (B, L).  Returns (B, L, D) in the encoder's dtype.  Source: Rombach et al. 2022, section 3.3.
+    Derived in: notebooks/06_stable_diffusion.ipynb, section "The parts".
+    """
+    return text_encoder(ids.to(text_encoder.device)).last_hidden_state
+
+
+def words(tokenizer, prompt: str) -> list[tuple[str, list[int]]]:
+    """Which token positions belong to which word of a prompt: [("a", [1]), ("teapot", [2, 3]), ...].
+
+    Position 0 is the start token. Punctuation marks are words of their own.
+    Derived in: notebooks/06_stable_diffusion.ipynb, section "Where each word looks".
+    """
+    ids = tokenizer(prompt, truncation=True, max_length=tokenizer.model_max_length).input_ids
+    added, found, begun = tokenizer.get_added_vocab(), [], []
+    for position, token in enumerate(tokenizer.convert_ids_to_tokens(ids)):
+        if token in (tokenizer.bos_token, tokenizer.eos_token):
+            continue
+        begun.append(position)
+        if token.endswith("</w>") or token in added:
+            word = tokenizer.decode([ids[i] for i in begun]).replace("</w>", "").strip()
+            found.append((word, begun))
+            begun = []
+    return found
+
+
+class NewTokens(nn.Module):
+    """Trainable rows for new words beside the frozen embedding table of a text encoder.
+
+    Ids below V are looked up in the table, ids from V on in `rows`, the only parameter that trains. The table is not
+    resized, masked or restored: weight decay can not touch what the optimizer never sees. `tokens` names the rows.
+
+        with NewTokens.attach(text_encoder, tokenizer, {"<v>": "cat"}) as new:
+            ...  # prompts with <v> work; new.rows learns
+
+    table: the encoder's (V, D) embedding.  rows: (n, D) first values; kept in float32.
+    """
+
+    def __init__(self, table: nn.Embedding, rows: Tensor, tokens: list[str]):
+        super().__init__()
+        self.table, self.tokens = table.requires_grad_(False), tokens
+        self.rows = nn.Parameter(rows.detach().to(table.weight.device, torch.float32, copy=True))
+        self._undo = None
+
+    @classmethod
+    def attach(cls, text_encoder: nn.Module, tokenizer, words: dict[str, str]) -> "NewTokens":
+        """Teach an encoder and its tokenizer new words, each of which first means the same as a word it knows.
+
+        words: {"<v>": "cat"}: a new token in lower case and angle brackets, and the known word (or several: their
+        sub-words' mean) that it starts from.  Use as a context manager, or call `detach`.
+        Raises ValueError if a new word is not of that form or exists, if a known one is empty, or if the encoder has
+        new tokens already.
+        """
+        table = text_encoder.get_input_embeddings()
+        if not isinstance(table, nn.Embedding):
+            raise ValueError(f"text_encoder: expected one without new tokens, got one with {type(table).__name__}")
+        if len(tokenizer) != table.num_embeddings:
+            raise ValueError(
+                f"tokenizer: expected the {table.num_embeddings} words of the encoder, got {len(tokenizer)}"
+            )
+        rows = [cls._first_value(tokenizer, table, token, word) for token, word in words.items()]
+        if not rows:
+            raise ValueError('words: expected new tokens with a word each, such as {"<v>": "cat"}, got none')
+        new = cls(table, torch.stack(rows), list(words))
+        before = dict(vars(tokenizer))
+        vars(tokenizer).update(copy.deepcopy(before))  # a tokenizer can not forget: the copy learns
+        tokenizer.add_tokens(list(words))
+        text_encoder.set_input_embeddings(new)
+        new._undo = (text_encoder, tokenizer, before)  # in a tuple, or the encoder would be a part of its own part
+        return new
+
+    @staticmethod
+    def _first_value(tokenizer, table: nn.Embedding, token: str, word: str) -> Tensor:
+        if not re.fullmatch(r"<[^\s<>]+>(_\d+)?", token) or token != token.lower():
+            raise ValueError(f"words: expected a new token in lower case and brackets, such as <v>, got {token!r}")
+        if token in tokenizer.get_vocab():
+            raise ValueError(f"words: expected a token that is new, but the tokenizer knows {token!r}")
+        ids = tokenizer(word, add_special_tokens=False).input_ids
+        if not ids or tokenizer.unk_token_id in ids:
+            raise ValueError(f"words: expected a known word for {token!r} to start from, got {word!r}")
+        return table.weight[ids].float().mean(dim=0)
+
+    def detach(self) -> None:
+        """Put the encoder and the tokenizer back as they were; the rows stay in this object."""
+        if self._undo is not None:
+            text_encoder, tokenizer, before = self._undo
+            text_encoder.set_input_embeddings(self.table)
+            vars(tokenizer).clear()
+            vars(tokenizer).update(before)
+            self._undo = None
+
+    def __enter__(self) -> "NewTokens":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.detach()
+
+    def forward(self, ids: Tensor) -> Tensor:  # (B, L) -> (B, L, D)
+        row = ids - self.table.num_embeddings
+        known = self.table(ids.masked_fill(row >= 0, 0))
+        return torch.where((row >= 0)[..., None], self.rows[row.clamp(min=0)].to(known.dtype), known)
