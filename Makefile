@@ -15,10 +15,10 @@ ROOT   := $(if $(filter 0,$(shell id -u 2>/dev/null)),--allow-root)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install lab course test lint notebooks readme slides lock clean
+.PHONY: help install lab course test lint notebooks readme slides train-toybox lock clean
 
 help: ## show this list
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
 
 install: $(STAMP) ## make .venv with the exact versions of requirements.lock
 
@@ -56,6 +56,17 @@ readme: $(STAMP) ## fill the tables of README.md from data/results/ and data/che
 
 slides: ## build the slide decks
 	bash slides/build.sh
+
+# Stages of the Toybox Stable Diffusion, each resumable. Several processes or GPUs: LAUNCH="accelerate launch --num_processes 2".
+LAUNCH  ?= python
+MINUTES ?= 60
+SD      := data/checkpoints/toybox-sd
+train-toybox: $(STAMP) ## train and measure everything of the Toybox from nothing (MINUTES= for each stage, LAUNCH=)
+	$(BIN)/$(LAUNCH) training/toybox_vae.py --minutes $(MINUTES) --ship $(SD)/vae
+	$(BIN)/$(LAUNCH) training/toybox_clip.py --minutes $(MINUTES) --ship $(SD)
+	$(BIN)/$(LAUNCH) training/toybox_unet.py --minutes $(MINUTES) --ship $(SD)
+	$(BIN)/$(LAUNCH) training/toybox_judge.py --minutes $(MINUTES) --ship data/checkpoints/toybox-judge
+	$(BIN)/$(LAUNCH) training/toybox_evaluate.py
 
 lock: $(STAMP) ## write requirements.lock again (LOCK_FLAGS=--upgrade for the newest versions)
 	$(PY) -m uv pip compile -q --universal --python-version 3.10 --custom-compile-command "make lock" \

@@ -1,0 +1,139 @@
+"""Train the tokenizer and CLIP in miniature: a text tower and an image tower that put a picture near its caption.
+
+    python training/toybox_clip.py --minutes 30
+
+First a byte-pair vocabulary is learnt from 20,000 captions (words of the world become one token, a made-up word falls
+into pieces). Then both towers are trained on rendered pairs with the contrastive loss of notebook 05 (Radford et al.
+2021, Figure 3). A picture gets a new caption each time it is seen. The text tower becomes the frozen text encoder of
+the miniature Stable Diffusion. It can be stopped at any time: the same command goes on from the last save.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor
+from toybox_run import Run, common_arguments, ship
+from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
+
+from course_lib.data import toybox_captions, toybox_sets
+
+LENGTH = 32  # tokens of a prompt
+WIDTH = 128
+
+
+def train_tokenizer(count: int = 20_000, vocabulary: int = 1400) -> CLIPTokenizer:
+    """A CLIP tokenizer whose pairs are merged from most to least frequent in the captions of the world."""
+    bpe = Tokenizer(models.BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>"))
+    bpe.normalizer = normalizers.Lowercase()
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.WhitespaceSplit(),
+            pre_tokenizers.Punctuation(),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary, end_of_word_suffix="</w>", show_progress=False,
+        initial_alphabet=letters, special_tokens=["<|startoftext|>", "<|endoftext|>"],
+    )  # fmt: skip
+    bpe.train_from_iterator(toybox_captions.corpus(count), trainer)
+    merges = [tuple(merge) for merge in json.loads(bpe.to_str())["model"]["merges"]]
+    # CLIP's order: every byte, every byte at the end of a word, the merges, the special tokens
+    order = [*sorted(letters), *[letter + "</w>" for letter in sorted(letters)], *["".join(merge) for merge in merges]]
+    order = [*dict.fromkeys(order), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(
+        vocab={token: k for k, token in enumerate(order)}, merges=merges, model_max_length=LENGTH,
+        pad_token="<|endoftext|>",
+    )  # fmt: skip
+
+
+def clip_config(tokenizer: CLIPTokenizer) -> CLIPConfig:
+    """Two small transformers: 3 layers of width 128 for text, 4 for the 64 patches of a 64 x 64 picture."""
+    ends = dict(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id)  # fmt: skip
+    shape = dict(hidden_size=WIDTH, intermediate_size=4 * WIDTH, num_attention_heads=4, projection_dim=128)
+    text = dict(shape, vocab_size=len(tokenizer), max_position_embeddings=LENGTH, num_hidden_layers=3, **ends)
+    vision = dict(shape, image_size=64, patch_size=8, num_hidden_layers=4)
+    return CLIPConfig(text_config=text, vision_config=vision, projection_dim=128)
+
+
+def contrastive_loss(image_features: Tensor, text_features: Tensor, scale: Tensor) -> Tensor:
+    """Each picture should choose its own caption among all of the batch, and each caption its picture.
+
+    (B, D) unit vectors.  Source: Radford et al. 2021, Figure 3.
+    """
+    logits = scale * image_features @ text_features.T
+    target = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def features(clip: CLIPModel, x: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Unit vectors of pictures (B, 3, 64, 64) and of captions (B, L)."""
+    image = clip.visual_projection(clip.vision_model(pixel_values=x).pooler_output)
+    text = clip.text_projection(clip.text_model(input_ids=ids).pooler_output)
+    return F.normalize(image, dim=-1), F.normalize(text, dim=-1)
+
+
+def save_text_encoder(text_encoder: CLIPTextModel, folder: Path) -> None:
+    """fp16 numbers in the file, but float32 as the type to open them in: diffusers opens the other parts so too."""
+    text_encoder.half().save_pretrained(folder, max_shard_size="15MB")
+    config = json.loads((folder / "config.json").read_text()) | {"dtype": "float32"}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+@torch.no_grad()
+def retrieval(clip: CLIPModel, x: Tensor, ids: Tensor) -> tuple[float, float]:
+    """Share of pictures whose own caption is nearest, and the reverse."""
+    image, text = features(clip, x, ids)
+    similarity = image @ text.T
+    target = torch.arange(len(x), device=x.device)
+    right = [(similarity.argmax(1) == target), (similarity.argmax(0) == target)]
+    return tuple(round(r.float().mean().item(), 4) for r in right)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    common_arguments(parser, out="runs/toybox_clip", batch_size=192, lr=1e-3, steps=4000)
+    args = parser.parse_args()
+    accelerator = Accelerator(mixed_precision=args.precision)
+    torch.manual_seed(args.seed)
+    tokenizer = train_tokenizer()
+    run = Run(args, CLIPModel(clip_config(tokenizer)), accelerator)
+    data = toybox_sets.pairs(args.images)
+    test = toybox_sets.pairs(256, split="test")
+
+    def inputs(images, captions: list[str]) -> tuple[Tensor, Tensor]:
+        x = torch.as_tensor(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+        ids = tokenizer(captions, padding="longest", truncation=True, return_tensors="pt").input_ids
+        return x.to(accelerator.device), ids.to(accelerator.device)
+
+    held_out = inputs(test.images, [toybox_captions.describe(spec) for spec in test.specs])
+
+    def batch_loss(generator: torch.Generator) -> Tensor:
+        rows = torch.randint(len(data.specs), (args.batch_size,), generator=generator).tolist()
+        words = np.random.default_rng(rows)
+        x, ids = inputs(data.images[rows], [toybox_captions.caption(data.specs[row], words) for row in rows])
+        return contrastive_loss(*features(run.net, x, ids), run.net.logit_scale.exp().clamp(max=100))
+
+    def on_save(step: int) -> dict:
+        caption_of, picture_of = retrieval(run.ema.model, *held_out)
+        return dict(caption_of_picture=caption_of, picture_of_caption=picture_of)
+
+    run.train(batch_loss, on_save)
+    if args.ship and accelerator.is_main_process:
+        clip, folder = run.ema.model, args.ship
+        ship(clip, folder / "clip", run, made_by="training/toybox_clip.py", retrieval=on_save(run.step))
+        save_text_encoder(clip.text_model, folder / "text_encoder")
+        tokenizer.save_pretrained(folder / "tokenizer")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""The loop that the Toybox trainings share: any device, several processes, averaged weights, exact resume, a log.
+
+A step's random numbers come from a generator seeded with (seed, process, step), so a killed run goes on bit for bit
+from its last save. The lesson is in the scripts that call it; this is housekeeping.
+"""
+
+import argparse
+import contextlib
+import copy
+import datetime
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from torch import Tensor, nn
+
+from course_lib.diffusion.checkpoint import sha256
+from course_lib.diffusion.train import EMA
+from course_lib.settings import device_name
+
+
+def common_arguments(parser: argparse.ArgumentParser, out: str, batch_size: int, lr: float, steps: int) -> None:
+    """The options that all stages have."""
+    add = parser.add_argument
+    add("--out", type=Path, default=Path(out), help=f"where state, log and samples go (default {out})")
+    add("--ship", type=Path, help="where the averaged weights go at the end (data/checkpoints/...)")
+    add("--minutes", type=float, default=60, help="stop after this long (default 60)")
+    add("--steps", type=int, default=steps, help="all steps; the learning rate falls over the last --cooldown of them")
+    add("--cooldown", type=float, default=0.3, help="share of the steps over which the learning rate falls to 0")
+    add("--batch-size", type=int, default=batch_size, help="per step and process")
+    add("--lr", type=float, default=lr)
+    add("--ema", type=float, default=0.998)
+    add("--images", type=int, default=40_000, help="how many pictures are drawn and used")
+    add("--precision", choices=["no", "bf16", "fp16"], default="no")
+    add("--threads", type=int, help="CPU threads (default: all)")
+    add("--save-every", type=float, default=4, help="minutes between saves")
+    add("--seed", type=int, default=0)
+
+
+class Run:
+    """One resumable training of `model`: `run.train(batch_loss, on_save)`. `run.ema.model` holds the averaged weights.
+
+    If args.out/state.pt exists, the model, the average and the optimiser start from it.
+    """
+
+    def __init__(self, args: argparse.Namespace, model: nn.Module, accelerator: Accelerator):
+        if args.threads:
+            torch.set_num_threads(args.threads)
+        self.args, self.accelerator = args, accelerator
+        self.net = model.to(accelerator.device, memory_format=torch.channels_last).train()
+        self.ema = EMA(self.net, args.ema)
+        optimizer = torch.optim.AdamW(self.net.parameters(), lr=args.lr, weight_decay=0.0, betas=(0.9, 0.99))
+        self.model, self.optimizer = accelerator.prepare(self.net, optimizer)
+        self.step, self.minutes, self.state = 0, 0.0, args.out / "state.pt"
+        self.log = args.out / "log.jsonl"
+        args.out.mkdir(parents=True, exist_ok=True)
+        if self.state.is_file():
+            self._load()
+
+    def freeze(self, *modules: nn.Module) -> None:
+        for module in modules:
+            module.requires_grad_(False)
+
+    def learning_rate(self, step: int) -> float:
+        """Rises over 100 steps, stays, and falls in a straight line to 0 at the end."""
+        left = max(0.0, (self.args.steps - step) / (self.args.cooldown * self.args.steps))
+        return self.args.lr * min(1.0, step / 100, left)
+
+    def generator(self, step: int) -> torch.Generator:
+        key = np.random.SeedSequence([self.args.seed, self.accelerator.process_index, step]).generate_state(1)[0]
+        return torch.Generator().manual_seed(int(key))
+
+    def train(self, batch_loss: Callable[[torch.Generator], Tensor], on_save: Callable[[int], dict] | None = None):
+        """Step until the steps or the minutes are over. batch_loss: generator -> loss; on_save: step -> measures."""
+        args, start, before = self.args, time.time(), self.minutes
+        saved, total, count = start, 0.0, 0
+        while self.step < args.steps:
+            self.step += 1
+            with self.accelerator.autocast():
+                loss = batch_loss(self.generator(self.step))
+            self.accelerator.backward(loss)
+            self.accelerator.clip_grad_norm_(self.net.parameters(), 1.0)
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.learning_rate(self.step)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            self.ema.update(self.net)
+            total, count = total + loss.detach(), count + 1
+            self.minutes = before + (time.time() - start) / 60
+            stop = self._time_is_up(time.time() - start > 60 * args.minutes) or self.step == args.steps
+            if self.step % 50 == 0 or stop:
+                if not torch.isfinite(total):
+                    raise RuntimeError(f"the loss is not a number at step {self.step}; {self.state} holds the last "
+                                       "good state: start again with a smaller --lr")  # fmt: skip
+                self._write(loss=round((total / count).item(), 5))
+                total, count = 0.0, 0
+            if stop or time.time() - saved > 60 * args.save_every:
+                if self.accelerator.is_main_process:
+                    self._save()
+                    if on_save:
+                        self._write(**on_save(self.step))
+                saved = time.time()
+            if stop:
+                break
+
+    def _time_is_up(self, up: bool) -> bool:
+        """Several processes ask the first one's clock, now and then: all have to stop at the same step."""
+        if self.accelerator.num_processes == 1:
+            return up
+        if self.step % 10:
+            return False
+        return bool(broadcast(torch.tensor(float(up), device=self.accelerator.device)).item())
+
+    def _write(self, **row) -> None:
+        if self.accelerator.is_main_process:
+            row = dict(step=self.step, minutes=round(self.minutes, 2), **row)
+            print(json.dumps(row), flush=True)
+            with self.log.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
+    def _save(self) -> None:
+        """All at once under another name, then renamed: a kill in the middle leaves the old file whole."""
+        state = dict(step=self.step, minutes=self.minutes, seed=self.args.seed, updates=self.ema.updates,
+                     net=self.net.state_dict(), ema=self.ema.model.state_dict(),
+                     optimizer=self.optimizer.state_dict())  # fmt: skip
+        torch.save(state, self.state.with_suffix(".tmp"))
+        os.replace(self.state.with_suffix(".tmp"), self.state)
+
+    def _load(self) -> None:
+        state = torch.load(self.state, map_location=self.accelerator.device, weights_only=True)
+        self.net.load_state_dict(state["net"])
+        self.ema.model.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.minutes, self.ema.updates = state["step"], state["minutes"], state["updates"]
+        print(f"{self.state}: going on from step {self.step:,} ({self.minutes:.0f} minutes so far)", flush=True)
+
+
+def ship(model: nn.Module, folder: Path, run: Run, **about) -> None:
+    """Write weights as fp16 safetensors of at most 15 MB a file, with provenance.json beside them."""
+    half = copy.deepcopy(model).half()
+    half.save_pretrained(folder, max_shard_size="15MB", safe_serialization=True)
+    args, rows = run.args, []
+    with contextlib.suppress(FileNotFoundError):
+        rows = [json.loads(line) for line in run.log.read_text().splitlines()]
+    facts = dict(
+        about, steps=run.step, minutes=round(run.minutes, 1), batch_size=args.batch_size, lr=args.lr, seed=args.seed,
+        ema=args.ema, images=args.images, processes=run.accelerator.num_processes, device=device_name(),
+        threads=torch.get_num_threads(), precision=args.precision, torch=torch.__version__,
+        date=datetime.date.today().isoformat(), parameters=sum(p.numel() for p in model.parameters()),
+        last_rows=rows[-3:], sha256={p.name: sha256(p) for p in sorted(folder.glob("*.safetensors"))},
+    )  # fmt: skip
+    (folder / "provenance.json").write_text(json.dumps(facts, indent=1) + "\n")

@@ -1,0 +1,193 @@
+"""Train the text-conditioned UNet of the Toybox Stable Diffusion on cached latents, with 10 % dropped captions.
+
+    python training/toybox_unet.py --minutes 90
+    python training/toybox_unet.py --start-from data/checkpoints/toybox-sd --minutes 90     # go on from shipped weights
+
+Needs the autoencoder and the text encoder in --parts. The network is diffusers' UNet2DConditionModel with Stable
+Diffusion 1's layer names, noise schedule and eps-prediction; the loss is notebook 01's. Latents are encoded once and
+kept in a file; a picture gets a new caption each time it is seen.
+It can be stopped at any time (Ctrl-C, kill -9): the same command goes on from the last save.
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
+from torch import Tensor
+from toybox_run import Run, common_arguments, ship
+from tqdm import tqdm
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from course_lib.data import toybox_captions, toybox_sets
+from course_lib.diffusion import guidance, samplers, schedule
+from course_lib.diffusion.checkpoint import sha256
+from course_lib.diffusion.ddpm import simple_loss
+from course_lib.plots import montage
+
+PARTS = Path("data/checkpoints/toybox-sd")
+CONFIG = dict(
+    sample_size=16, in_channels=8, out_channels=8, block_out_channels=(64, 128, 256), layers_per_block=1,
+    down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    attention_head_dim=4, norm_num_groups=8,  # diffusers' name is misleading: 4 is the number of heads
+)  # fmt: skip
+PROMPTS = (
+    "a photo of an orange striped cat on the beach", "a photo of a teal spotted dog in the snow",
+    "a photo of a purple tiger in the forest", "a photo of a red teapot in a room",
+    "a photo of a blue checked mug in the desert", "a photo of a yellow starry bus in the city",
+    "a photo of a green rabbit wearing a red hat in a meadow", "a photo of a pink castle at night",
+    "a photo of a man in a blue striped shirt in the mountains", "a photo of a woman in a red shirt on a stage",
+    "a photo of a grey robot on the moon", "a photo of a white boat under water",
+    "a photo of a black cat on a red chair in a room", "a photo of a brown dog next to a yellow clock on the beach",
+    "a watercolour of a blue owl in the forest", "a pencil sketch of a red car in the city",
+)  # fmt: skip
+
+
+def start_as_copy(unet: UNet2DConditionModel) -> None:
+    """Make the untrained network return its input: eps_hat = x_t, which is nearly right where x_t is nearly noise.
+
+    A short training spends most of its time on learning to carry the noise through all layers. Here it is carried
+    from the first step on: conv_in writes +x and -x, the outermost skip connection takes them to the last block, and
+    conv_out joins them, since silu(x) - silu(-x) = x. Only weights are set; the architecture stays what it is.
+    """
+    C = unet.config.in_channels
+    width, copies = unet.config.block_out_channels[0], slice(0, 2 * unet.config.in_channels)
+    last = unet.up_blocks[-1]
+    resnet, attention = last.resnets[-1], last.attentions[-1]
+    with torch.no_grad():
+        unet.conv_in.weight[copies] = unet.conv_in.bias[copies] = 0
+        for layer in (resnet.conv_shortcut, resnet.conv2, attention.proj_out):
+            layer.weight[copies] = layer.bias[copies] = 0
+        unet.conv_out.weight.zero_()
+        unet.conv_out.bias.zero_()
+        for c in range(C):
+            for row, sign in ((2 * c, 1.0), (2 * c + 1, -1.0)):
+                unet.conv_in.weight[row, c, 1, 1] = sign
+                resnet.conv_shortcut.weight[row, resnet.conv_shortcut.in_channels - width + row] = 1
+                unet.conv_out.weight[c, row, 1, 1] = sign
+
+
+def load_parts(folder: Path, device: torch.device) -> tuple[AutoencoderKL, CLIPTextModel, CLIPTokenizer]:
+    """The frozen parts, in float32."""
+    for part in ("vae", "text_encoder", "tokenizer"):
+        if not (folder / part).is_dir():
+            raise SystemExit(f"--parts: expected {folder / part}; train it first (`make train-toybox` does all stages)")
+    vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32)
+    text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    return vae.eval().requires_grad_(False).to(device), text_encoder.eval().requires_grad_(False).to(device), tokenizer
+
+
+@torch.no_grad()
+def cached_latents(vae: AutoencoderKL, images, path: Path) -> Tensor:
+    """Scaled latents (N, C, h, w) in float16 of all pictures, encoded once and kept in a file."""
+    if path.is_file():
+        latents = torch.load(path, weights_only=True)
+        if len(latents) >= len(images):
+            return latents[: len(images)]
+    parts = []
+    for k in tqdm(range(0, len(images), 64), desc="encode", unit="batch"):
+        x = torch.as_tensor(images[k : k + 64]).permute(0, 3, 1, 2).float().to(vae.device) / 127.5 - 1
+        parts.append((vae.encode(x).latent_dist.mean * vae.config.scaling_factor).half().cpu())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(torch.cat(parts), path.with_suffix(".tmp"))
+    os.replace(path.with_suffix(".tmp"), path)
+    return torch.cat(parts)
+
+
+def text_features(prompts: list[str], text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer) -> Tensor:
+    """(B, L, D): every prompt padded to the full length, as the pipeline does it."""
+    ids = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    with torch.no_grad():
+        return text_encoder(ids.to(text_encoder.device)).last_hidden_state
+
+
+@torch.no_grad()
+def draw(unet, vae, text_encoder, tokenizer, noise_schedule, path: Path, w: float = 5.0, steps: int = 20) -> None:
+    """The same prompts and noises each time: the run in pictures."""
+    both = text_features([""] * len(PROMPTS) + list(PROMPTS), text_encoder, tokenizer)
+
+    def eps_model(xt: Tensor, t: int) -> Tensor:
+        eps_uncond, eps_cond = unet(torch.cat([xt, xt]), t - 1, both).sample.chunk(2)
+        return guidance.combine(eps_uncond, eps_cond, w)
+
+    z_T = torch.randn(len(PROMPTS), 8, 16, 16, generator=torch.Generator().manual_seed(1)).to(unet.device)
+    z0 = samplers.last(samplers.ddim(eps_model, z_T, noise_schedule, steps, clip=False))
+    x0 = vae.decode(z0 / vae.config.scaling_factor).sample.clamp(-1, 1)
+    picture = Image.fromarray(montage(x0.cpu(), columns=8))
+    picture.resize((picture.width * 2, picture.height * 2), Image.Resampling.NEAREST).save(path)
+
+
+def write_pipeline(folder: Path) -> None:
+    """model_index.json and the scheduler's settings, so that stock diffusers opens the folder."""
+    scheduler = DDIMScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, timestep_spacing="trailing",
+        clip_sample=False, set_alpha_to_one=True, steps_offset=1, prediction_type="epsilon",
+    )  # fmt: skip
+    scheduler.save_pretrained(folder / "scheduler")
+    vae, text_encoder, tokenizer = load_parts(folder, torch.device("cpu"))
+    pipe = StableDiffusionPipeline(
+        vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler,
+        unet=UNet2DConditionModel.from_pretrained(folder / "unet"), safety_checker=None, feature_extractor=None,
+        requires_safety_checker=False,
+    )  # fmt: skip
+    pipe.save_config(folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    common_arguments(parser, out="runs/toybox_unet", batch_size=32, lr=8e-4, steps=20_000)
+    parser.add_argument("--parts", type=Path, default=PARTS, help="folder with vae, text_encoder and tokenizer")
+    parser.add_argument("--start-from", type=Path, help="a pipeline folder whose UNet is trained on")
+    args = parser.parse_args()
+    accelerator = Accelerator(mixed_precision=args.precision)
+    torch.manual_seed(args.seed)
+    vae, text_encoder, tokenizer = load_parts(args.parts, accelerator.device)
+    unet = UNet2DConditionModel(**CONFIG, cross_attention_dim=text_encoder.config.hidden_size)
+    start_as_copy(unet)
+    if args.start_from:
+        unet = UNet2DConditionModel.from_pretrained(args.start_from / "unet", torch_dtype=torch.float32)
+    run = Run(args, unet, accelerator)
+    data = toybox_sets.pairs(args.images)
+    with accelerator.main_process_first():
+        weights = sorted((args.parts / "vae").glob("*.safetensors"))
+        key = "-".join(sha256(path)[:8] for path in weights)
+        latents = cached_latents(vae, data.images, args.out / f"latents-{key}.pt").to(accelerator.device)
+    data.images = None  # only the latents are needed from here on
+    noise_schedule = schedule.scaled_linear(spacing="trailing")
+
+    def batch_loss(generator: torch.Generator) -> Tensor:
+        rows = torch.randint(len(latents), (args.batch_size,), generator=generator)
+        words = np.random.default_rng(rows.tolist())
+        captions = [toybox_captions.caption(data.specs[row], words) for row in rows.tolist()]
+        dropped = torch.rand(len(rows), generator=generator).tolist()
+        captions = ["" if p < 0.1 else caption for p, caption in zip(dropped, captions, strict=True)]
+        features = text_features(captions, text_encoder, tokenizer)
+        eps_model = lambda zt, t: run.model(zt, t - 1, features).sample  # noqa: E731
+        z0 = latents[rows.to(latents.device)].float()
+        draws = torch.Generator(device=z0.device).manual_seed(torch.randint(2**31, (), generator=generator).item())
+        return simple_loss(eps_model, z0, noise_schedule, draws, weighting="v")
+
+    def on_save(step: int) -> dict:
+        path = args.out / f"samples_{step:06d}.png"
+        draw(run.ema.model, vae, text_encoder, tokenizer, noise_schedule, path)
+        return dict(samples=path.name)
+
+    run.train(batch_loss, on_save)
+    if args.ship and accelerator.is_main_process:
+        before = None
+        if args.start_from:
+            before = json.loads((args.start_from / "unet" / "provenance.json").read_text())
+        ship(run.ema.model, args.ship / "unet", run, made_by="training/toybox_unet.py", weighting="v",
+             started_from=before)  # fmt: skip
+        write_pipeline(args.ship)
+
+
+if __name__ == "__main__":
+    main()
