@@ -9,12 +9,16 @@ networks everything is float32: only they compute in `dtype`. This is the one fi
 import copy
 import inspect
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
 
 from course_lib import settings
 from course_lib.diffusion import guidance, samplers, schedule
@@ -203,20 +207,34 @@ def load(name: str | Path = "toybox", device: torch.device | str | None = None, 
     entry = registry.resolve(name)
     folder = registry.fetch(entry, half)
     options = {"local_files_only": True, "use_safetensors": True, "variant": registry.variant(folder, half)}
-    sd = StableDiffusion(
-        vae=AutoencoderKL.from_pretrained(folder / "vae", **options),
-        unet=UNet2DConditionModel.from_pretrained(folder / "unet", **options),
-        text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder", **options),
-        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
-        noise=DDIMScheduler.load_config(folder / "scheduler", local_files_only=True),
-        name=entry.name,
-        source=folder,
-    ).to(device, dtype)
+    with _no_progress_bars():
+        sd = StableDiffusion(
+            vae=AutoencoderKL.from_pretrained(folder / "vae", **options),
+            unet=UNet2DConditionModel.from_pretrained(folder / "unet", **options),
+            text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder", **options),
+            tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
+            noise=DDIMScheduler.load_config(folder / "scheduler", local_files_only=True),
+            name=entry.name,
+            source=folder,
+        ).to(device, dtype)
     if _short_of_memory(device) if low_memory is None else low_memory:
         sd.unet.set_attention_slice("auto")
         sd.vae.enable_slicing()
         sd.vae.enable_tiling()
     return sd
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """The libraries' "loading weights" bars last for a moment on the screen, but for ever in a saved notebook."""
+    shown = [log for log in (diffusers_logging, transformers_logging) if log.is_progress_bar_enabled()]
+    for log in shown:
+        log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for log in shown:
+            log.enable_progress_bar()
 
 
 def from_pipeline(pipe: StableDiffusionPipeline, name: str = "custom") -> StableDiffusion:
