@@ -40,12 +40,12 @@ def notebooks() -> str:
 def checkpoints() -> str:
     """What is in data/checkpoints, from the provenance beside each."""
     rows = []
-    for path in sorted(CHECKPOINTS.glob("*/provenance.json")):
+    for path in sorted(CHECKPOINTS.rglob("provenance.json")):
         note = json.loads(path.read_text(encoding="utf-8"))
         size = sum(file.stat().st_size for file in path.parent.glob("*.safetensors")) / 1e6
         trained = f"{note['steps']:,} steps of {note['batch_size']}" if "steps" in note else f"{note['epochs']} epochs"
         rows.append((
-            f"`{path.parent.name}`", note["data"].split(" (")[0], trained,
+            f"`{path.parent.relative_to(CHECKPOINTS).as_posix()}`", note["data"].split(" (")[0], trained,
             f"{note['minutes']:.0f} min, {note['device']}, {note['threads']} thread{'s' * (note['threads'] > 1)}",
             f"{size:.1f} MB", f"`{note['made_by']}`", note["date"],
         ))  # fmt: skip
@@ -76,6 +76,30 @@ def quality() -> str:
     return table(*rows) + f"\n\n{note}"
 
 
+def toybox() -> str:
+    """Whether the Toybox Stable Diffusion draws what the prompts say, beside what the judge reads off real pictures."""
+    result, names = read("toybox_sd.json"), ("noun", "colour", "pattern", "scene", "accessory", "relation")
+    rows = [("pictures", *names, "both nouns", "Fréchet distance", "CLIP-T")]
+    sets = {f"w = {float(w):g}": row for w, row in result["w"].items()} | {"real renderings": result["real"]}
+    for label, row in sets.items():
+        shares = [f"{row[name]:.1%} ± {row[f'{name}_ci']:.1%}" for name in (*names, "both nouns")]
+        rows.append((label, *shares, f"{row['frechet']:.2f}", f"{row['clip_t']:.3f}"))
+    targets = {"noun": 0.95, "colour": 0.90, "scene": 0.95, "pattern": 0.85}
+    best = max(result["w"], key=lambda w: sum(result["w"][w][name] for name in targets))
+    shares = {name: result["w"][best][name] / result["real"][name] for name in targets}
+    verdicts = ", ".join(
+        f"{name} {shares[name]:.1%} (target {goal:.0%}, {'reached' if shares[name] >= goal else 'missed'})"
+        for name, goal in targets.items()
+    )
+    note = (
+        f"Share of what the judge reaches on real renderings, at w = {float(best):g}: {verdicts}. A 25-step guided picture "
+        f"takes {result['seconds']['1']:.1f} s alone, eight take {result['seconds']['8']:.1f} s. Measured by "
+        f"`training/toybox_evaluate.py`: {result['prompts']:,} held-out prompts, {result['steps']} DDIM steps, seed "
+        f"{result['seed']}, {result['device']}, {result['date']}."
+    )
+    return table(*rows) + f"\n\n{note}"
+
+
 def speed() -> str:
     """Ratios measured in one run of benchmarks/part1.py."""
     run = read("benchmark_part1.json")
@@ -91,7 +115,7 @@ def speed() -> str:
 
 def filled(text: str) -> str:
     """README's text with each table between its marks written anew."""
-    for part in (notebooks, checkpoints, quality, speed):
+    for part in (notebooks, checkpoints, quality, toybox, speed):
         pattern = rf"(<!-- table: {part.__name__} -->\n).*?(<!-- end -->)"
         text, count = re.subn(pattern, lambda m: m.group(1) + part() + "\n" + m.group(2), text, flags=re.S)  # noqa: B023
         if count != 1:

@@ -109,7 +109,7 @@ def answers(judge: Judge, images: Tensor | np.ndarray, batch_size: int = 250) ->
     Raises ValueError for pictures of another shape.
     """
     images = torch.as_tensor(images)
-    if images.dtype == torch.uint8:
+    if images.dtype == torch.uint8 and images.ndim == 4:
         images = images.permute(0, 3, 1, 2)
     if images.ndim != 4 or tuple(images.shape[1:]) != (3, 64, 64):
         raise ValueError(f"images: expected (N, 3, 64, 64) in [-1, 1] or (N, 64, 64, 3) uint8, got "
@@ -126,8 +126,8 @@ def answers(judge: Judge, images: Tensor | np.ndarray, batch_size: int = 250) ->
 def correct(logits: dict[str, Tensor], specs: Sequence[Spec]) -> dict[str, Tensor]:
     """Which answers are right: for each attribute a row of True and False, without the pictures where it is unsaid.
 
-    "plain" counts as a pattern, None as an accessory and as a relation. "relation" looks only at pictures that have
-    one; "both nouns" says whether the two most present nouns are the two of the prompt, there.
+    "plain" counts as a pattern. "accessory" and "relation" look only at pictures that have one; "both nouns" says, for
+    pictures of two objects, whether the two most present nouns are the two of the prompt.
     """
     said = labels(specs)
     right = {}

@@ -9,10 +9,11 @@ import pytest
 
 REPO = Path(__file__).resolve().parents[1]
 LIBRARY = REPO / "course_lib"
-DIFFUSION = sorted(path for path in (LIBRARY / "diffusion").glob("*.py") if path.name != "__init__.py")
-# toybox_nouns, _pen and _scenes are how the renderer draws: nothing of them is called from elsewhere.
-DATA = [LIBRARY / "data" / name for name in ("cifar10.py", "toybox.py")]
-FILES = [*DIFFUSION, *DATA, *(LIBRARY / f"{name}.py" for name in ("metrics", "plots", "settings"))]
+PARTS = ("diffusion", "latent", "editing")
+LESSONS = sorted(path for part in PARTS for path in (LIBRARY / part).glob("*.py") if path.name != "__init__.py")
+# toybox_pen, _scenes, _animals and so on are how the renderer draws: nothing of them is called from elsewhere.
+DATA = [LIBRARY / "data" / f"{name}.py" for name in ("cifar10", "toybox", "toybox_captions", "toybox_sets")]
+FILES = [*LESSONS, *DATA, *(LIBRARY / f"{name}.py" for name in ("judge", "metrics", "plots", "settings"))]
 NOTEBOOK = r"notebooks/\w+\.ipynb"
 each = pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(REPO).as_posix())
 
@@ -59,8 +60,8 @@ def test_everything_public_says_what_it_is(path):
     assert [name for name, text in docstrings(path) if not text] == []
 
 
-@pytest.mark.parametrize("path", DIFFUSION, ids=lambda path: path.stem)
-def test_a_module_of_part_1_names_its_notebook(path):
+@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
+def test_a_module_of_a_part_names_its_notebook(path):
     text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
     assert any(notebooks for notebooks, _ in references(text))
 

@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 from toybox_run import Run, common_arguments, ship
-from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from course_lib.data import toybox_captions, toybox_sets
 
@@ -82,9 +82,8 @@ def features(clip: CLIPModel, x: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     return F.normalize(image, dim=-1), F.normalize(text, dim=-1)
 
 
-def save_text_encoder(text_encoder: CLIPTextModel, folder: Path) -> None:
-    """fp16 numbers in the file, but float32 as the type to open them in: diffusers opens the other parts so too."""
-    text_encoder.half().save_pretrained(folder, max_shard_size="15MB")
+def open_in_float32(folder: Path) -> None:
+    """transformers would open fp16 weights in fp16; diffusers opens the other parts of a pipeline in float32."""
     config = json.loads((folder / "config.json").read_text()) | {"dtype": "float32"}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
@@ -131,7 +130,8 @@ def main() -> None:
     if args.ship and accelerator.is_main_process:
         clip, folder = run.ema.model, args.ship
         ship(clip, folder / "clip", run, made_by="training/toybox_clip.py", retrieval=on_save(run.step))
-        save_text_encoder(clip.text_model, folder / "text_encoder")
+        ship(clip.text_model, folder / "text_encoder", run, made_by="training/toybox_clip.py")
+        open_in_float32(folder / "text_encoder")
         tokenizer.save_pretrained(folder / "tokenizer")
 
 

@@ -117,7 +117,7 @@ def main() -> None:
     run.train(batch_loss, lambda step: measured())
     if args.ship and accelerator.is_main_process:
         checkpoint.save(run.ema.model, args.ship, dict(
-            made_by="training/toybox_judge.py", data='Toybox pictures, split "judge"', measured_on_1000_real=measured(),
+            made_by="training/toybox_judge.py", data="Toybox pictures of its own", measured_on_1000_real=measured(),
             steps=run.step, minutes=round(run.minutes, 1), batch_size=args.batch_size, lr=args.lr, seed=args.seed,
             device=device_name(), torch=torch.__version__, date=datetime.date.today().isoformat(),
         ))  # fmt: skip

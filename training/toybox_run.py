@@ -55,7 +55,10 @@ class Run:
         self.args, self.accelerator = args, accelerator
         self.net = model.to(accelerator.device, memory_format=torch.channels_last).train()
         self.ema = EMA(self.net, args.ema)
-        optimizer = torch.optim.AdamW(self.net.parameters(), lr=args.lr, weight_decay=0.0, betas=(0.9, 0.99))
+        fused = accelerator.device.type != "mps"  # one kernel updates all weights
+        optimizer = torch.optim.AdamW(
+            self.net.parameters(), lr=args.lr, weight_decay=0.0, betas=(0.9, 0.99), fused=fused
+        )
         self.model, self.optimizer = accelerator.prepare(self.net, optimizer)
         self.step, self.minutes, self.state = 0, 0.0, args.out / "state.pt"
         self.log = args.out / "log.jsonl"
@@ -69,8 +72,8 @@ class Run:
 
     def learning_rate(self, step: int) -> float:
         """Rises over 100 steps, stays, and falls in a straight line to 0 at the end."""
-        left = max(0.0, (self.args.steps - step) / (self.args.cooldown * self.args.steps))
-        return self.args.lr * min(1.0, step / 100, left)
+        falling = max(1.0, self.args.cooldown * self.args.steps)
+        return self.args.lr * min(1.0, step / 100, max(0.0, self.args.steps - step) / falling)
 
     def generator(self, step: int) -> torch.Generator:
         key = np.random.SeedSequence([self.args.seed, self.accelerator.process_index, step]).generate_state(1)[0]
@@ -94,13 +97,16 @@ class Run:
             total, count = total + loss.detach(), count + 1
             self.minutes = before + (time.time() - start) / 60
             stop = self._time_is_up(time.time() - start > 60 * args.minutes) or self.step == args.steps
-            if self.step % 50 == 0 or stop:
-                if not torch.isfinite(total):
-                    raise RuntimeError(f"the loss is not a number at step {self.step}; {self.state} holds the last "
-                                       "good state: start again with a smaller --lr")  # fmt: skip
+            report, save = self.step % 50 == 0 or stop, stop or time.time() - saved > 60 * args.save_every
+            if (report or save) and not torch.isfinite(total):  # so a good state is never overwritten with a bad one
+                raise RuntimeError(
+                    f"the loss is not a number at step {self.step}; {self.state} holds the last "
+                    "good state: start again with a smaller --lr"
+                )
+            if report:
                 self._write(loss=round((total / count).item(), 5))
                 total, count = 0.0, 0
-            if stop or time.time() - saved > 60 * args.save_every:
+            if save:
                 if self.accelerator.is_main_process:
                     self._save()
                     if on_save:
@@ -138,18 +144,24 @@ class Run:
         self.ema.model.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.minutes, self.ema.updates = state["step"], state["minutes"], state["updates"]
+        if self.accelerator.is_main_process and self.log.is_file():  # rows after the last save are written again
+            rows = self.log.read_text().splitlines(keepends=True)
+            self.log.write_text("".join(row for row in rows if json.loads(row)["step"] <= self.step))
         print(f"{self.state}: going on from step {self.step:,} ({self.minutes:.0f} minutes so far)", flush=True)
 
 
 def ship(model: nn.Module, folder: Path, run: Run, **about) -> None:
     """Write weights as fp16 safetensors of at most 15 MB a file, with provenance.json beside them."""
+    for old in folder.glob("*.safetensors*"):  # of an earlier generation, perhaps in another number of files
+        old.unlink()
     half = copy.deepcopy(model).half()
     half.save_pretrained(folder, max_shard_size="15MB", safe_serialization=True)
     args, rows = run.args, []
     with contextlib.suppress(FileNotFoundError):
         rows = [json.loads(line) for line in run.log.read_text().splitlines()]
     facts = dict(
-        about, steps=run.step, minutes=round(run.minutes, 1), batch_size=args.batch_size, lr=args.lr, seed=args.seed,
+        about, data="Toybox pictures with captions, drawn by course_lib/data/toybox_sets.py", steps=run.step,
+        minutes=round(run.minutes, 1), batch_size=args.batch_size, lr=args.lr, seed=args.seed,
         ema=args.ema, images=args.images, processes=run.accelerator.num_processes, device=device_name(),
         threads=torch.get_num_threads(), precision=args.precision, torch=torch.__version__,
         date=datetime.date.today().isoformat(), parameters=sum(p.numel() for p in model.parameters()),

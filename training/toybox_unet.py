@@ -32,7 +32,7 @@ from course_lib.plots import montage
 
 PARTS = Path("data/checkpoints/toybox-sd")
 CONFIG = dict(
-    sample_size=16, in_channels=8, out_channels=8, block_out_channels=(64, 128, 256), layers_per_block=1,
+    sample_size=16, block_out_channels=(64, 128, 256), layers_per_block=1,
     down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
     up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
     attention_head_dim=4, norm_num_groups=8,  # diffusers' name is misleading: 4 is the number of heads
@@ -117,7 +117,9 @@ def draw(unet, vae, text_encoder, tokenizer, noise_schedule, path: Path, w: floa
         eps_uncond, eps_cond = unet(torch.cat([xt, xt]), t - 1, both).sample.chunk(2)
         return guidance.combine(eps_uncond, eps_cond, w)
 
-    z_T = torch.randn(len(PROMPTS), 8, 16, 16, generator=torch.Generator().manual_seed(1)).to(unet.device)
+    z_T = torch.randn(len(PROMPTS), unet.config.in_channels, 16, 16, generator=torch.Generator().manual_seed(1)).to(
+        unet.device
+    )
     z0 = samplers.last(samplers.ddim(eps_model, z_T, noise_schedule, steps, clip=False))
     x0 = vae.decode(z0 / vae.config.scaling_factor).sample.clamp(-1, 1)
     picture = Image.fromarray(montage(x0.cpu(), columns=8))
@@ -149,7 +151,10 @@ def main() -> None:
     accelerator = Accelerator(mixed_precision=args.precision)
     torch.manual_seed(args.seed)
     vae, text_encoder, tokenizer = load_parts(args.parts, accelerator.device)
-    unet = UNet2DConditionModel(**CONFIG, cross_attention_dim=text_encoder.config.hidden_size)
+    channels = vae.config.latent_channels
+    unet = UNet2DConditionModel(
+        **CONFIG, in_channels=channels, out_channels=channels, cross_attention_dim=text_encoder.config.hidden_size
+    )
     start_as_copy(unet)
     if args.start_from:
         unet = UNet2DConditionModel.from_pretrained(args.start_from / "unet", torch_dtype=torch.float32)

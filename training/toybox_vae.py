@@ -1,4 +1,4 @@
-"""Train the autoencoder of the Toybox Stable Diffusion: 64 x 64 pictures to 16 x 16 latents with 8 channels, and back.
+"""Train the autoencoder of the Toybox Stable Diffusion: 64 x 64 pictures to 16 x 16 latents, and back.
 
     python training/toybox_vae.py --minutes 60
     python training/toybox_vae.py --decoder-only --minutes 30      # sharpen; the latents stay what they are
@@ -22,9 +22,8 @@ from toybox_run import Run, common_arguments, ship
 from course_lib.data import toybox_sets
 from course_lib.plots import montage
 
-KL_WEIGHT = 2e-4  # of the mean over latent numbers, beside an error that is a mean over pixels
 CONFIG = dict(
-    in_channels=3, out_channels=3, latent_channels=8, block_out_channels=(16, 32, 96), layers_per_block=1,
+    in_channels=3, out_channels=3, block_out_channels=(16, 32, 96), layers_per_block=1,
     norm_num_groups=16, sample_size=64,
     down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
 )  # fmt: skip
@@ -47,12 +46,12 @@ def psnr(x_hat: Tensor, x: Tensor) -> float:
     return (10 * torch.log10(4 / F.mse_loss(x_hat.clamp(-1, 1), x))).item()
 
 
-def loss_of(vae: AutoencoderKL, x: Tensor, generator: torch.Generator) -> Tensor:
-    """Reconstruction plus KL(q(z | x) || N(0, I)) of one batch."""
+def loss_of(vae: AutoencoderKL, x: Tensor, kl_weight: float, generator: torch.Generator) -> Tensor:
+    """Reconstruction, a mean over pixels, plus kl_weight KL(q(z | x) || N(0, I)), a mean over latent numbers."""
     posterior = vae.encode(x).latent_dist
     z = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator).to(x.device)
     kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
-    return reconstruction_error(vae.decode(z).sample, x) + KL_WEIGHT * kl
+    return reconstruction_error(vae.decode(z).sample, x) + kl_weight * kl
 
 
 @torch.no_grad()
@@ -68,11 +67,15 @@ def look(vae: AutoencoderKL, x: Tensor, path: Path) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     common_arguments(parser, out="runs/toybox_vae", batch_size=16, lr=1.5e-3, steps=20_000)
+    parser.add_argument("--latent-channels", type=int, default=8, help="more: sharper pictures, harder to generate")
+    parser.add_argument("--kl-weight", type=float, default=2e-4, help="of the mean over latent numbers")
     parser.add_argument("--decoder-only", action="store_true", help="freeze the encoder: latents stay the same")
     args = parser.parse_args()
     accelerator = Accelerator(mixed_precision=args.precision)
     torch.manual_seed(args.seed)
-    vae = AutoencoderKL(**CONFIG)
+    vae = AutoencoderKL(**CONFIG, latent_channels=args.latent_channels)
+    # the log-variances start at -4: with full noise on the latents, the first steps would learn little
+    torch.nn.init.constant_(vae.quant_conv.bias[args.latent_channels :], -4)
     run = Run(args, vae, accelerator)
     if args.decoder_only:
         run.freeze(vae.encoder, vae.quant_conv)
@@ -81,7 +84,7 @@ def main() -> None:
 
     def batch_loss(generator: torch.Generator) -> Tensor:
         rows = torch.randint(len(images), (args.batch_size,), generator=generator)
-        return loss_of(run.model, pixels(images[rows.numpy()]).to(accelerator.device), generator)
+        return loss_of(run.model, pixels(images[rows.numpy()]).to(accelerator.device), args.kl_weight, generator)
 
     def on_save(step: int) -> dict:
         return dict(psnr=round(look(run.ema.model, held_out, args.out / f"samples_{step:06d}.png"), 2))
@@ -92,7 +95,7 @@ def main() -> None:
         with torch.no_grad():
             z = torch.cat([vae.encode(pixels(images[k : k + 64])).latent_dist.mean for k in range(0, 2048, 64)])
         vae.register_to_config(scaling_factor=round(1 / z.std().item(), 5))
-        ship(vae, args.ship, run, made_by="training/toybox_vae.py", kl_weight=KL_WEIGHT)
+        ship(vae, args.ship, run, made_by="training/toybox_vae.py", kl_weight=args.kl_weight)
 
 
 if __name__ == "__main__":
