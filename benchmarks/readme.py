@@ -92,8 +92,8 @@ def toybox() -> str:
         for name, goal in targets.items()
     )
     note = (
-        f"Share of what the judge reaches on real renderings, at w = {float(best):g}: {verdicts}. A 25-step guided picture "
-        f"takes {result['seconds']['1']:.1f} s alone, eight take {result['seconds']['8']:.1f} s. Measured by "
+        f"Share of what the judge reaches on real renderings, at w = {float(best):g}: {verdicts}. A 25-step guided "
+        f"picture takes {result['seconds']['1']:.1f} s alone, eight take {result['seconds']['8']:.1f} s. Measured by "
         f"`training/toybox_evaluate.py`: {result['prompts']:,} held-out prompts, {result['steps']} DDIM steps, seed "
         f"{result['seed']}, {result['device']}, {result['date']}."
     )

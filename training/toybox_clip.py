@@ -105,7 +105,10 @@ def main() -> None:
     accelerator = Accelerator(mixed_precision=args.precision)
     torch.manual_seed(args.seed)
     tokenizer = train_tokenizer()
-    run = Run(args, CLIPModel(clip_config(tokenizer)), accelerator)
+    clip = CLIPModel(clip_config(tokenizer))
+    if args.start_from:
+        clip = CLIPModel.from_pretrained(args.start_from, dtype=torch.float32)
+    run = Run(args, clip, accelerator)
     data = toybox_sets.pairs(args.images)
     test = toybox_sets.pairs(256, split="test")
 

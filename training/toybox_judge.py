@@ -85,7 +85,8 @@ def main() -> None:
     args = parser.parse_args()
     accelerator = Accelerator(mixed_precision=args.precision)
     torch.manual_seed(args.seed)
-    run = Run(args, Judge(), accelerator)
+    judge = checkpoint.load(args.start_from, model_class=Judge).requires_grad_(True) if args.start_from else Judge()
+    run = Run(args, judge, accelerator)
     device = accelerator.device
     data = toybox_sets.pairs(args.images, split="judge")
     images, said = torch.from_numpy(data.images), labels(data.specs)
@@ -119,7 +120,8 @@ def main() -> None:
         checkpoint.save(run.ema.model, args.ship, dict(
             made_by="training/toybox_judge.py", data="Toybox pictures of its own", measured_on_1000_real=measured(),
             steps=run.step, minutes=round(run.minutes, 1), batch_size=args.batch_size, lr=args.lr, seed=args.seed,
-            device=device_name(), torch=torch.__version__, date=datetime.date.today().isoformat(),
+            threads=torch.get_num_threads(), started_from=run.started_from, device=device_name(),
+            torch=torch.__version__, date=datetime.date.today().isoformat(),
         ))  # fmt: skip
 
 

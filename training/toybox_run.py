@@ -30,6 +30,7 @@ def common_arguments(parser: argparse.ArgumentParser, out: str, batch_size: int,
     add = parser.add_argument
     add("--out", type=Path, default=Path(out), help=f"where state, log and samples go (default {out})")
     add("--ship", type=Path, help="where the averaged weights go at the end (data/checkpoints/...)")
+    add("--start-from", type=Path, help="a shipped model of this stage to go on from, with a fresh optimiser")
     add("--minutes", type=float, default=60, help="stop after this long (default 60)")
     add("--steps", type=int, default=steps, help="all steps; the learning rate falls over the last --cooldown of them")
     add("--cooldown", type=float, default=0.3, help="share of the steps over which the learning rate falls to 0")
@@ -61,6 +62,9 @@ class Run:
         )
         self.model, self.optimizer = accelerator.prepare(self.net, optimizer)
         self.step, self.minutes, self.state = 0, 0.0, args.out / "state.pt"
+        self.started_from = None
+        if args.start_from:
+            self.started_from = json.loads((args.start_from / "provenance.json").read_text())
         self.log = args.out / "log.jsonl"
         args.out.mkdir(parents=True, exist_ok=True)
         if self.state.is_file():
@@ -165,6 +169,7 @@ def ship(model: nn.Module, folder: Path, run: Run, **about) -> None:
         ema=args.ema, images=args.images, processes=run.accelerator.num_processes, device=device_name(),
         threads=torch.get_num_threads(), precision=args.precision, torch=torch.__version__,
         date=datetime.date.today().isoformat(), parameters=sum(p.numel() for p in model.parameters()),
-        last_rows=rows[-3:], sha256={p.name: sha256(p) for p in sorted(folder.glob("*.safetensors"))},
+        started_from=run.started_from, last_rows=rows[-3:],
+        sha256={p.name: sha256(p) for p in sorted(folder.glob("*.safetensors"))},
     )  # fmt: skip
     (folder / "provenance.json").write_text(json.dumps(facts, indent=1) + "\n")

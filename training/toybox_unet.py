@@ -1,7 +1,7 @@
 """Train the text-conditioned UNet of the Toybox Stable Diffusion on cached latents, with 10 % dropped captions.
 
     python training/toybox_unet.py --minutes 90
-    python training/toybox_unet.py --start-from data/checkpoints/toybox-sd --minutes 90     # go on from shipped weights
+    python training/toybox_unet.py --start-from data/checkpoints/toybox-sd/unet --minutes 90     # go on
 
 Needs the autoencoder and the text encoder in --parts. The network is diffusers' UNet2DConditionModel with Stable
 Diffusion 1's layer names, noise schedule and eps-prediction; the loss is notebook 01's. Latents are encoded once and
@@ -10,7 +10,6 @@ It can be stopped at any time (Ctrl-C, kill -9): the same command goes on from t
 """
 
 import argparse
-import json
 import os
 from pathlib import Path
 
@@ -146,7 +145,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     common_arguments(parser, out="runs/toybox_unet", batch_size=32, lr=8e-4, steps=20_000)
     parser.add_argument("--parts", type=Path, default=PARTS, help="folder with vae, text_encoder and tokenizer")
-    parser.add_argument("--start-from", type=Path, help="a pipeline folder whose UNet is trained on")
     args = parser.parse_args()
     accelerator = Accelerator(mixed_precision=args.precision)
     torch.manual_seed(args.seed)
@@ -157,7 +155,7 @@ def main() -> None:
     )
     start_as_copy(unet)
     if args.start_from:
-        unet = UNet2DConditionModel.from_pretrained(args.start_from / "unet", torch_dtype=torch.float32)
+        unet = UNet2DConditionModel.from_pretrained(args.start_from, torch_dtype=torch.float32)
     run = Run(args, unet, accelerator)
     data = toybox_sets.pairs(args.images)
     with accelerator.main_process_first():
@@ -186,11 +184,7 @@ def main() -> None:
 
     run.train(batch_loss, on_save)
     if args.ship and accelerator.is_main_process:
-        before = None
-        if args.start_from:
-            before = json.loads((args.start_from / "unet" / "provenance.json").read_text())
-        ship(run.ema.model, args.ship / "unet", run, made_by="training/toybox_unet.py", weighting="v",
-             started_from=before)  # fmt: skip
+        ship(run.ema.model, args.ship / "unet", run, made_by="training/toybox_unet.py", weighting="v")
         write_pipeline(args.ship)
 
 

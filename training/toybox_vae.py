@@ -76,6 +76,8 @@ def main() -> None:
     vae = AutoencoderKL(**CONFIG, latent_channels=args.latent_channels)
     # the log-variances start at -4: with full noise on the latents, the first steps would learn little
     torch.nn.init.constant_(vae.quant_conv.bias[args.latent_channels :], -4)
+    if args.start_from:
+        vae = AutoencoderKL.from_pretrained(args.start_from, torch_dtype=torch.float32)
     run = Run(args, vae, accelerator)
     if args.decoder_only:
         run.freeze(vae.encoder, vae.quant_conv)
