@@ -104,6 +104,7 @@ def show(fig: Figure, alt: str, dpi: int = 100) -> None:
     if not alt:
         raise ValueError("alt: expected a sentence that says what the picture shows, got an empty text")
     buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", pad_inches=0.08)  # no label is cut off
+    fig.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", pad_inches=0.08,
+                pil_kwargs={"optimize": True})  # no label is cut off, no byte is wasted  # fmt: skip
     plt.close(fig)
     display(Image(data=buffer.getvalue(), format="png", alt=alt))
