@@ -10,6 +10,7 @@ It can be stopped at any time (Ctrl-C, kill -9): the same command goes on from t
 """
 
 import argparse
+import hashlib
 import os
 from pathlib import Path
 
@@ -25,7 +26,6 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from course_lib.data import toybox_captions, toybox_sets
 from course_lib.diffusion import guidance, samplers, schedule
-from course_lib.diffusion.checkpoint import sha256
 from course_lib.diffusion.ddpm import simple_loss
 from course_lib.plots import montage
 
@@ -159,8 +159,9 @@ def main() -> None:
     run = Run(args, unet, accelerator)
     data = toybox_sets.pairs(args.images)
     with accelerator.main_process_first():
-        weights = sorted((args.parts / "vae").glob("*.safetensors"))
-        key = "-".join(sha256(path)[:8] for path in weights)
+        encoder = vae.state_dict().items()  # the decoder may be trained further: the latents stay valid
+        weights = b"".join(v.cpu().numpy().tobytes() for name, v in encoder if name.startswith(("encoder", "quant")))
+        key = hashlib.sha256(weights).hexdigest()[:12]
         latents = cached_latents(vae, data.images, args.out / f"latents-{key}.pt").to(accelerator.device)
     data.images = None  # only the latents are needed from here on
     noise_schedule = schedule.scaled_linear(spacing="trailing")

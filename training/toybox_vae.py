@@ -1,16 +1,20 @@
 """Train the autoencoder of the Toybox Stable Diffusion: 64 x 64 pictures to 16 x 16 latents, and back.
 
     python training/toybox_vae.py --minutes 60
-    python training/toybox_vae.py --decoder-only --minutes 30      # sharpen; the latents stay what they are
+    python training/toybox_vae.py --start-from data/checkpoints/toybox-sd/vae --minutes 30      # sharpen the decoder
 
-The network is diffusers' AutoencoderKL. The loss is that of notebook 04: reconstruction (absolute error of the pixels
-and of their differences to the neighbours) plus a little KL divergence (Rombach et al. 2022, section 3.1).
+The network is diffusers' AutoencoderKL. Its encoder is not trained but set (`linear_encoder`): the principal
+components of 4 x 4 blocks of pixels, large ones large and small ones small. A trained encoder, as in notebook 04,
+gives all its channels the same variance, so that a UNet spends a short training on details before it knows shapes.
+Only the decoder learns. Its loss is the absolute error of the pixels and of their differences to the neighbours, from
+latents with a little noise (the posterior's, as in Rombach et al. 2022, section 3.1).
 It can be stopped at any time (Ctrl-C, kill -9): the same command goes on from the last save.
 """
 
 import argparse
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -46,12 +50,72 @@ def psnr(x_hat: Tensor, x: Tensor) -> float:
     return (10 * torch.log10(4 / F.mse_loss(x_hat.clamp(-1, 1), x))).item()
 
 
-def loss_of(vae: AutoencoderKL, x: Tensor, kl_weight: float, generator: torch.Generator) -> Tensor:
-    """Reconstruction, a mean over pixels, plus kl_weight KL(q(z | x) || N(0, I)), a mean over latent numbers."""
-    posterior = vae.encode(x).latent_dist
+@torch.no_grad()
+def principal_components(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The directions in which 4 x 4 blocks of pixels vary most, for pictures x (N, 3, H, W).
+
+    Returns: a matrix A (count, 3, 4, 4) and an offset b (count,), so that z = A . block + b has mean 0. The standard
+    deviation of z_k is the square root of that of its component (details shrink, but less than they do in pixels),
+    and all z together have mean square 1.
+    """
+    N, C, H, W = x.shape
+    blocks = x.view(N, C, H // 4, 4, W // 4, 4).permute(0, 2, 4, 1, 3, 5).reshape(-1, C * 16).double()
+    mean = blocks.mean(0)
+    variance, direction = torch.linalg.eigh(torch.cov((blocks - mean).T))
+    variance, direction = variance.flip(0)[:count], direction.flip(1).T[:count]
+    direction = direction * torch.sign(direction.sum(1, keepdim=True))  # eigenvectors come with any sign
+    A = direction / variance[:, None] ** 0.25 / variance.sqrt().mean().sqrt()
+    return A.view(count, C, 4, 4).float(), -(A @ mean).float()
+
+
+@torch.no_grad()
+def linear_encoder(vae: AutoencoderKL, x: Tensor, std: float = 0.08) -> None:
+    """Set the encoder's weights so that it computes z = A . block + b exactly; x: pictures that A and b come from.
+
+    Residual branches are switched off, the two strided convolutions gather the pixels of a block. The last group norm
+    sees +z, -z and two large constants, so that its scale is constant too, and after it silu(z) - silu(-z) = z.
+    std: standard deviation of the posterior, so of the noise that the decoder learns to bear.
+    """
+    encoder, K, large = vae.encoder, vae.config.latent_channels, 64.0
+    A, b = principal_components(x, K)
+    for module in encoder.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.zeros_(module.weight)
+            torch.nn.init.zeros_(module.bias)
+    for attention in encoder.mid_block.attentions:
+        torch.nn.init.zeros_(attention.to_out[0].weight)
+        torch.nn.init.zeros_(attention.to_out[0].bias)
+    first, second, third = encoder.down_blocks
+    gather, project = first.downsamplers[0].conv, second.downsamplers[0].conv
+    for c in range(3):
+        encoder.conv_in.weight[c, c, 1, 1] = 1
+        for dy, dx in ((0, 0), (0, 1), (1, 0), (1, 1)):  # 2 x 2 pixels become 4 channels, twice
+            pixel = 4 * c + 2 * dy + dx
+            gather.weight[pixel, c, dy, dx] = 1
+            second.resnets[0].conv_shortcut.weight[pixel, pixel] = 1
+            project.weight[:K, pixel, :2, :2] = A[:, c, dy::2, dx::2]
+    project.bias[:K] = b
+    norm, widen = encoder.conv_norm_out, third.resnets[0].conv_shortcut
+    size = norm.num_channels // norm.num_groups  # channels of a group: +z, -z, large, -large, nothing
+    torch.nn.init.ones_(norm.weight)
+    torch.nn.init.zeros_(norm.bias)
+    for k in range(K):
+        plus, minus = k * size, k * size + 1
+        widen.weight[plus, k], widen.weight[minus, k] = 1, -1
+        widen.bias[k * size + 2], widen.bias[k * size + 3] = large, -large
+        norm.weight[plus] = norm.weight[minus] = large * (2 / size) ** 0.5
+        encoder.conv_out.weight[k, plus, 1, 1], encoder.conv_out.weight[k, minus, 1, 1] = 1, -1
+    encoder.conv_out.bias[K:] = 2 * np.log(std)  # the log-variances
+    vae.quant_conv.weight.copy_(torch.eye(2 * K)[:, :, None, None])
+    torch.nn.init.zeros_(vae.quant_conv.bias)
+
+
+def loss_of(vae: AutoencoderKL, x: Tensor, generator: torch.Generator) -> Tensor:
+    """The error of pictures decoded from a draw of their posterior."""
+    with torch.no_grad():
+        posterior = vae.encode(x).latent_dist
     z = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator).to(x.device)
-    kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
-    return reconstruction_error(vae.decode(z).sample, x) + kl_weight * kl
+    return reconstruction_error(vae.decode(z).sample, x)
 
 
 @torch.no_grad()
@@ -68,25 +132,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     common_arguments(parser, out="runs/toybox_vae", batch_size=16, lr=1.5e-3, steps=20_000)
     parser.add_argument("--latent-channels", type=int, default=8, help="more: sharper pictures, harder to generate")
-    parser.add_argument("--kl-weight", type=float, default=2e-4, help="of the mean over latent numbers")
-    parser.add_argument("--decoder-only", action="store_true", help="freeze the encoder: latents stay the same")
     args = parser.parse_args()
     accelerator = Accelerator(mixed_precision=args.precision)
     torch.manual_seed(args.seed)
+    images = toybox_sets.pairs(args.images).images
     vae = AutoencoderKL(**CONFIG, latent_channels=args.latent_channels)
-    # the log-variances start at -4: with full noise on the latents, the first steps would learn little
-    torch.nn.init.constant_(vae.quant_conv.bias[args.latent_channels :], -4)
     if args.start_from:
         vae = AutoencoderKL.from_pretrained(args.start_from, torch_dtype=torch.float32)
+    linear_encoder(vae, pixels(images[:4096]))
     run = Run(args, vae, accelerator)
-    if args.decoder_only:
-        run.freeze(vae.encoder, vae.quant_conv)
-    images = toybox_sets.pairs(args.images).images
+    run.freeze(vae.encoder, vae.quant_conv)
     held_out = pixels(toybox_sets.pairs(256, split="test").images).to(accelerator.device)
 
     def batch_loss(generator: torch.Generator) -> Tensor:
         rows = torch.randint(len(images), (args.batch_size,), generator=generator)
-        return loss_of(run.model, pixels(images[rows.numpy()]).to(accelerator.device), args.kl_weight, generator)
+        return loss_of(run.model, pixels(images[rows.numpy()]).to(accelerator.device), generator)
 
     def on_save(step: int) -> dict:
         return dict(psnr=round(look(run.ema.model, held_out, args.out / f"samples_{step:06d}.png"), 2))
@@ -97,7 +157,7 @@ def main() -> None:
         with torch.no_grad():
             z = torch.cat([vae.encode(pixels(images[k : k + 64])).latent_dist.mean for k in range(0, 2048, 64)])
         vae.register_to_config(scaling_factor=round(1 / z.std().item(), 5))
-        ship(vae, args.ship, run, made_by="training/toybox_vae.py", kl_weight=args.kl_weight)
+        ship(vae, args.ship, run, made_by="training/toybox_vae.py")
 
 
 if __name__ == "__main__":

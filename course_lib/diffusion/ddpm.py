@@ -57,6 +57,41 @@ def posterior(x0: Tensor, xt: Tensor, t: int, schedule: Schedule, before: int | 
     return from_x0 * x0 + from_xt * xt, (1 - alpha) * (1 - alpha_bar_before) / (1 - alpha_bar)
 
 
+def noise_errors(
+    eps_model: EpsModel,
+    x0: Tensor,
+    t: Tensor,
+    eps: Tensor,
+    schedule: Schedule,
+    weighting: str = "eps",
+    mask: Tensor | None = None,
+) -> Tensor:
+    """How badly the model guesses the noise that was mixed into each picture.
+
+    || eps - eps_theta(x_t, t) ||^2, a mean over a picture's numbers.  Source: Ho et al. 2020, Eq. 14.
+    x0, eps: (B, C, H, W), pictures in [-1, 1] or latents.  t: (B,) ints in 1..T.  Returns (B,).
+    weighting: "eps" is the paper's; "v" divides a picture's error by alpha_bar_t: an error in the clean image then
+    weighs about the same at all times (it is the loss on v of Salimans & Ho 2022, appendix D); "min_snr" multiplies it
+    by min(SNR, 5) / SNR, SNR = alpha_bar_t / (1 - alpha_bar_t) (Hang et al. 2023, section 3.4, gamma = 5).
+    mask: (B, 1, H, W) of 0 and 1: only places with 1 count, and the mean is over them; none may be all 0.
+    Derived in: notebooks/01_ddpm_training.ipynb, section "Algorithm 1".
+    """
+    if weighting not in ("eps", "v", "min_snr"):
+        raise ValueError(f"weighting: expected 'eps', 'v' or 'min_snr', got {weighting!r}")
+    eps_hat = eps_model(q_sample(x0, t, eps, schedule), t)
+    error = (eps_hat.to(eps.dtype) - eps).square()
+    if mask is None:
+        error = error.mean(dim=(1, 2, 3))
+    else:
+        error = (mask * error).sum(dim=(1, 2, 3)) / (mask.sum(dim=(1, 2, 3)) * x0.shape[1])
+    alpha_bar = schedule.at(t, x0).flatten()
+    if weighting == "v":
+        return error / alpha_bar
+    if weighting == "min_snr":
+        return error * (5 * (1 - alpha_bar) / alpha_bar).clamp(max=1)
+    return error
+
+
 def simple_loss(
     eps_model: EpsModel,
     x0: Tensor,
@@ -67,17 +102,10 @@ def simple_loss(
     """How badly the model guesses the noise, at one random time for each image: the loss of Algorithm 1.
 
     L = E || eps - eps_theta(x_t, t) ||^2,  t ~ Uniform(1..T),  eps ~ N(0, I).  Source: Ho et al. 2020, Eq. 14.
-    x0: (B, C, H, W) in [-1, 1].  generator: on x0's device.  Returns a scalar, the mean over all numbers.
-    weighting: "eps" is the paper's; "v" divides each picture's error by alpha_bar_t: an error in the clean image then
-    weighs about the same at all times (it is the loss on v of Salimans & Ho 2022, appendix D).
+    x0: (B, C, H, W) in [-1, 1].  generator: on x0's device.  weighting: see `noise_errors`, whose mean this is.
+    Returns a scalar.
     Derived in: notebooks/01_ddpm_training.ipynb, section "Algorithm 1".
     """
     t = torch.randint(1, schedule.T + 1, (len(x0),), device=x0.device, generator=generator)
     eps = torch.randn(x0.shape, device=x0.device, dtype=x0.dtype, generator=generator)
-    eps_hat = eps_model(q_sample(x0, t, eps, schedule), t)
-    error = eps_hat.to(eps.dtype) - eps
-    if weighting == "v":
-        error = error / schedule.at(t, x0).sqrt()
-    elif weighting != "eps":
-        raise ValueError(f"weighting: expected 'eps' or 'v', got {weighting!r}")
-    return error.square().mean()
+    return noise_errors(eps_model, x0, t, eps, schedule, weighting).mean()

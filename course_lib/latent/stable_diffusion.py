@@ -59,6 +59,10 @@ class StableDiffusion:
             nn.Module.to(part, self.device, self.dtype)  # diffusers' own `to` warns of float32 modules: none here
         return self
 
+    def autocast(self) -> torch.autocast:
+        """In half precision, layers whose weights are being trained stay float32 and still compute in `dtype`."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
     @property
     def factor(self) -> int:
         """How many pixels of a picture's side one latent stands for: 8 in Stable Diffusion 1."""
@@ -70,7 +74,9 @@ class StableDiffusion:
         Derived in: notebooks/06_stable_diffusion.ipynb, section "The parts".
         """
         if not torch.is_tensor(prompts):
-            return text.encode(self.text_encoder, text.tokenize(self.tokenizer, prompts)).float()
+            ids = text.tokenize(self.tokenizer, prompts)
+            with self.autocast():
+                return text.encode(self.text_encoder, ids).float()
         width = self.unet.config.cross_attention_dim
         if prompts.ndim != 3 or prompts.shape[-1] != width:
             raise ValueError(f"prompts: expected strings or (B, L, {width}) features, got {tuple(prompts.shape)}")
@@ -105,7 +111,8 @@ class StableDiffusion:
         """
         t = t if torch.is_tensor(t) else torch.full((len(zt),), t, device=self.device)
         features = _repeat(features, len(zt))
-        eps_hat = self.unet(zt.to(self.dtype), t - 1, encoder_hidden_states=features.to(self.dtype)).sample
+        with self.autocast():
+            eps_hat = self.unet(zt.to(self.dtype), t - 1, encoder_hidden_states=features.to(self.dtype)).sample
         return eps_hat.float()
 
     def eps_model(self, prompts: str | list[str] | Tensor) -> EpsModel:

@@ -22,6 +22,7 @@ def tokenize(tokenizer, prompts: str | list[str]) -> Tensor:
     if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
         raise ValueError(f"prompts: expected a string or a list of strings, got {prompts}")
     length = tokenizer.model_max_length
+    prompts = [expand(tokenizer, prompt) for prompt in prompts]
     for prompt in prompts:
         ids = tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids
         if len(ids) > length - 2:
@@ -30,6 +31,17 @@ def tokenize(tokenizer, prompts: str | list[str]) -> Tensor:
     return tokenizer(
         prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
     ).input_ids  # (B, L)
+
+
+def expand(tokenizer, prompt: str) -> str:
+    """Write out a new word of several vectors: "<v>" becomes "<v> <v>_1 <v>_2", as diffusers' pipelines do it."""
+    added = tokenizer.get_added_vocab()
+    for token in re.findall(r"<[^\s<>]+>(?!_)", prompt) if added else ():
+        rows = [token]
+        while f"{token}_{len(rows)}" in added:
+            rows.append(f"{token}_{len(rows)}")
+        prompt = re.sub(re.escape(token) + "(?!_)", " ".join(rows), prompt) if token in added else prompt
+    return prompt
 
 
 def encode(text_encoder: nn.Module, ids: Tensor) -> Tensor:

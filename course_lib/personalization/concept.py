@@ -1,0 +1,260 @@
+"""A few pictures and a class noun become training batches: (latents, prompts, mask).
+
+Derived in: notebooks/11_textual_inversion.ipynb, section "Five pictures".
+
+Frozen networks see each picture once: the autoencoder's posterior is kept, and a batch only draws from it.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps, UnidentifiedImageError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from course_lib import settings
+from course_lib.diffusion import samplers
+from course_lib.latent.stable_diffusion import StableDiffusion
+
+OBJECT = (
+    "a photo of a {}", "a picture of a {}", "a close-up of a {}", "a {}", "an image of a {}", "a bright photo of a {}",
+    "a photo of one {}", "a photo of the {}",
+)  # fmt: skip
+STYLE = ("a picture in the style of {}", "a drawing in the style of {}", "a photo in the style of {}", "{}")
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+
+
+@dataclass
+class Examples:
+    """Pictures as the training sees them: V variants (crops, flips) with prompts.
+
+    mean, std: (V, C, h, w), of each variant's latents.  prompts: for each variant the sentences that fit it.
+    mask: (V, 1, h, w) of 0 and 1, where a variant shows anything; None: everywhere.
+    """
+
+    mean: Tensor
+    std: Tensor
+    prompts: list[tuple[str, ...]]
+    mask: Tensor | None = None
+
+    def __post_init__(self):
+        if not len(self.mean) == len(self.std) == len(self.prompts) or not len(self.mean):
+            raise ValueError(
+                f"prompts: expected one entry for each of {len(self.mean)} variants, got {len(self.prompts)}"
+            )
+        if self.mask is not None and not self.mask.flatten(1).any(dim=1).all():
+            raise ValueError("mask: expected each to have a place with 1, got an empty one: the loss would be 0 / 0")
+
+    def batch(self, count: int, generator: torch.Generator) -> tuple[Tensor, list[str], Tensor]:
+        """Draw z0 ~ N(mean, std^2) (count, C, h, w), a prompt each, and masks (count, 1, h, w).
+
+        A variant comes again only after all others.  generator: on the CPU, so that a seed means one batch everywhere.
+        """
+        V = len(self.mean)
+        rows = torch.cat([torch.randperm(V, generator=generator) for _ in range(-(-count // V))])[:count]
+        which = torch.rand(count, generator=generator).tolist()
+        said = [self.prompts[row] for row in rows.tolist()]
+        prompts = [choices[int(share * len(choices))] for share, choices in zip(which, said, strict=True)]
+        mean, std = self.mean[rows.to(self.mean.device)], self.std[rows.to(self.std.device)]
+        noise = torch.randn(mean.shape, generator=generator).to(mean.device)
+        mask = torch.ones_like(mean[:, :1]) if self.mask is None else self.mask[rows.to(self.mask.device)]
+        return mean + std * noise, prompts, mask
+
+
+# ---- pictures from files ----
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """A picture as RGB: turned as its EXIF tag says, transparent parts on white, 16-bit scaled to 8.
+
+    Raises ValueError, which names the file, if it is no picture, damaged, or an animation.
+    """
+    try:
+        with Image.open(path) as file:
+            if getattr(file, "n_frames", 1) > 1:
+                raise ValueError(f"images: expected still pictures, got an animation of {file.n_frames} frames: {path}")
+            image = ImageOps.exif_transpose(file)
+            image.load()
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(
+            f"images: expected a PNG, JPEG or WebP picture, but {path} can not be read ({error}); remove or replace it"
+        ) from error
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image, dtype=np.float64)
+        values = values / 257 if values.max() > 255 else values
+        return Image.fromarray(values.clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return image.convert("RGB")
+
+
+def open_images(source: str | Path | Sequence) -> list[Image.Image]:
+    """The pictures of a folder (in the order of their names), of a list of paths, or a list of PIL pictures as it is.
+
+    Raises ValueError if there is none, or one that can not be read; files that are no pictures are named.
+    """
+    if isinstance(source, (str, Path)):
+        folder = Path(source).expanduser()
+        if not folder.is_dir():
+            raise ValueError(f"images: expected a folder with pictures, but {folder} is none")
+        files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+        source = [path for path in files if path.suffix.lower() in SUFFIXES]
+        if not source:
+            found = f"only {', '.join(path.name for path in files[:3])}" if files else "nothing"
+            raise ValueError(f"images: expected PNG, JPEG or WebP files in {folder}, found {found}")
+    images = [one.convert("RGB") if isinstance(one, Image.Image) else open_image(one) for one in source]
+    if not images:
+        raise ValueError("images: expected at least one picture, got none")
+    return images
+
+
+def captions_beside(folder: str | Path) -> list[str] | None:
+    """What <picture>.txt beside each picture of a folder says; None where no picture has one.
+
+    Raises ValueError if only some pictures have a caption.
+    """
+    files = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in SUFFIXES)
+    texts = [path.with_suffix(".txt") for path in files]
+    missing = [text.name for text in texts if not text.is_file()]
+    if len(missing) == len(texts):
+        return None
+    if missing:
+        raise ValueError(f"captions: expected a text file for each picture, missing {', '.join(missing[:3])}")
+    return [text.read_text(encoding="utf-8").strip() for text in texts]
+
+
+def to_tensor(image: Image.Image, size: int) -> Tensor:
+    """The middle square of a picture, scaled: (3, size, size) in [-1, 1]."""
+    square = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(square)).permute(2, 0, 1).float() / 127.5 - 1
+
+
+# ---- variants, encoded once ----
+
+
+@torch.no_grad()
+def encode(sd: StableDiffusion, x: Tensor, prompts: list[tuple[str, ...]], mask: Tensor | None = None) -> Examples:
+    """Examples of pictures x (V, 3, H, W) in [-1, 1]; mask: (V, 1, H, W) in pixels."""
+    means, stds = [], []
+    for part in x.split(8):
+        posterior = sd.vae.encode(part.to(sd.device, sd.dtype)).latent_dist
+        scale = sd.vae.config.scaling_factor
+        means.append(scale * posterior.mean.float())
+        stds.append(scale * posterior.std.float())
+    if mask is not None:  # a latent counts if all its pixels do
+        mask = 1 - F.max_pool2d(1 - mask.float(), sd.factor)
+        mask = mask.to(sd.device)
+    return Examples(torch.cat(means), torch.cat(stds), prompts, mask)
+
+
+def examples(sd: StableDiffusion, images, name: str, *, templates: Sequence[str] = OBJECT,
+             captions: Sequence[str] | None = None, flip: bool = False,
+             size: int | None = None) -> Examples:  # fmt: skip
+    """Pictures of a concept under sentences about `name`.
+
+    images: see `open_images`.  name: what stands for {} in the templates, such as "<v> cat".  captions: one sentence
+    per picture instead, in which {} may stand too; by default those beside the pictures, if there are any.
+    flip: add the mirrored pictures (not for faces and lettering).  size: of the square, by default the model's own.
+    """
+    if captions is None and isinstance(images, (str, Path)) and Path(images).is_dir():
+        captions = captions_beside(images)
+    images = open_images(images)
+    if captions is not None and len(captions) != len(images):
+        raise ValueError(f"captions: expected one for each of the {len(images)} pictures, got {len(captions)}")
+    x = torch.stack([to_tensor(image, size or picture_size(sd)) for image in images])
+    filled = tuple(template.replace("{}", name) for template in templates)
+    prompts = [(caption.replace("{}", name),) for caption in captions] if captions else [filled] * len(x)
+    if flip:
+        x, prompts = torch.cat([x, x.flip(-1)]), prompts * 2
+    return encode(sd, x, prompts)
+
+
+def resized_examples(sd: StableDiffusion, images, name: str, *, variants: int = 64, size: int | None = None,
+                     seed: int = 0) -> Examples:  # fmt: skip
+    """Custom Diffusion's augmentation: each picture small on grey or zoomed in, with words that say so.
+
+    1 in 3 is zoomed in 1.2 to 1.4 times ("zoomed in", "close up"), the others shrink to 0.4 to 1.0 of the side ("far
+    away", "very small" below 0.6); only what shows the picture counts in the loss.  Source: Kumari et al. 2023,
+    section 4 and appendix; the numbers are those of the authors' code.
+    Differs from it: `variants` are drawn once and encoded once, instead of a new one in each step.
+    """
+    images = open_images(images)
+    size, rng = size or picture_size(sd), np.random.default_rng([seed, len(images)])
+    pictures, prompts, masks = [], [], []
+    for k in range(max(variants, len(images))):
+        image = images[k % len(images)]
+        share = 1.0 if k < len(images) else rng.uniform(1.2, 1.4) if rng.random() < 1 / 3 else rng.uniform(0.4, 1.0)
+        side = max(sd.factor, round(share * size / sd.factor) * sd.factor)
+        x, mask = to_tensor(image, side), torch.zeros(1, size, size)
+        place = rng.random(2)
+        if side >= size:  # a window of the enlarged picture
+            top, left = (int(v) for v in place * (side - size + 1))
+            picture = x[:, top : top + size, left : left + size]
+            mask += 1
+        else:  # on the grid of the latents, so that whole latents are valid
+            top, left = (int(v) * sd.factor for v in place * ((size - side) // sd.factor + 1))
+            picture = torch.zeros(3, size, size)
+            picture[:, top : top + side, left : left + side] = x
+            mask[:, top : top + side, left : left + side] = 1
+        pictures.append(picture)
+        prompts.append(tuple(_say_size(template.replace("{}", name), share) for template in OBJECT))
+        masks.append(mask)
+    return encode(sd, torch.stack(pictures), prompts, torch.stack(masks))
+
+
+def _say_size(prompt: str, share: float) -> str:
+    if share > 1:
+        return f"{prompt} zoomed in"
+    if share < 0.6:
+        return f"{prompt} very small"
+    return f"{prompt} far away" if share < 0.9 else prompt
+
+
+def picture_size(sd: StableDiffusion) -> int:
+    """The side of the pictures that the model was trained on: 512 for Stable Diffusion 1, 64 for the miniature."""
+    return sd.unet.config.sample_size * sd.factor
+
+
+# ---- the model's own pictures, for prior preservation ----
+
+
+@torch.no_grad()
+def generated_examples(sd: StableDiffusion, prompt: str, count: int = 100, *, w: float = 5.0, steps: int = 25,
+                       seed: int = 0, folder: str | Path | None = None) -> Examples:  # fmt: skip
+    """Draw `count` pictures for a prompt and keep their latents in a file, which later calls reuse.
+
+    The latents are what training needs, so they are neither decoded nor encoded.
+    Source: Ruiz et al. 2023, section 3.3.  w, steps: of the guided DDIM sampler.
+    folder: of the file; default the course's cache.
+    """
+    folder = Path(folder) if folder else settings.cache_dir() / "prior"
+    key = f"{fingerprint(sd).tolist()} {prompt} w{w} steps{steps} seed{seed}"
+    path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
+    have = load_file(path)["z0"] if path.is_file() else torch.empty(0)
+    if len(have) < count:
+        eps_model, parts = sd.guided(prompt, w), [have] if len(have) else []
+        for k in range(len(have), count, 8):
+            x_T = torch.cat([sd.noise(1, seed=seed * 1_000_003 + i) for i in range(k, min(k + 8, count))])
+            parts.append(samplers.last(samplers.ddim(eps_model, x_T, sd.schedule, steps, clip=False)).cpu())
+        have = torch.cat(parts)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({"z0": have}, path.with_suffix(".tmp"), metadata={"prompt": prompt})
+        os.replace(path.with_suffix(".tmp"), path)
+    z0 = have[:count].to(sd.device)
+    return Examples(z0, torch.zeros_like(z0), [(prompt,)] * count)
+
+
+def fingerprint(sd: StableDiffusion) -> Tensor:
+    """The first number of each tensor of the UNet and the text encoder, (n,) float32: tells models apart, cheaply.
+
+    Loaded in half precision, the same model has nearly the same numbers: compare with a tolerance.
+    """
+    parts = (*sd.unet.parameters(), *sd.text_encoder.parameters())
+    return torch.stack([p.detach().flatten()[0].float().cpu() for p in parts])

@@ -1,0 +1,175 @@
+"""A concept on disk and in a model: what was trained is what is saved, and taking it out leaves no trace.
+
+Derived in: notebooks/11_textual_inversion.ipynb, section "A concept is a file".
+
+Files of other tools are read and written in interchange.py.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from course_lib.latent.stable_diffusion import StableDiffusion
+from course_lib.latent.text import NewTokens
+from course_lib.personalization.concept import fingerprint
+from course_lib.personalization.dreambooth import add_lora
+from course_lib.personalization.finetune import Recipe
+
+FORMAT = "personalization-course concept 1"
+LICENCE = "The licence of the base model applies, and the rights to the pictures that it learnt from."
+
+
+@dataclass
+class Concept:
+    """What a recipe trained: named tensors, and what one needs to know to use them.
+
+    tensors: "tokens" (n, D), "unet.<name>", "text_encoder.<name>", in LoRA "....lora.down" and ".up"; on the CPU.
+    method, base (name of the model), about (token, noun, rows ...): as in the recipe; settings: how it was trained.
+    fingerprint: of the base model, see `concept.fingerprint`; None if the file's maker did not say.
+    """
+
+    method: str
+    tensors: dict[str, Tensor]
+    base: str
+    about: dict
+    settings: dict
+    fingerprint: Tensor | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Size of the tensors."""
+        return sum(value.numel() * value.element_size() for value in self.tensors.values())
+
+
+def only_tokens(concept: Concept) -> Concept:
+    """The words of a concept without its weights."""
+    return replace(concept, tensors={name: value for name, value in concept.tensors.items() if name == "tokens"})
+
+
+def concept_of(recipe: Recipe) -> Concept:
+    """A copy of what a recipe has trained so far."""
+    tensors = {name: param.detach().to("cpu", copy=True) for name, param in recipe.params.items()}
+    return Concept(recipe.method, tensors, recipe.base, dict(recipe.about), asdict(recipe.settings), recipe.fingerprint)
+
+
+def save_concept(path: str | Path, concept: Concept | Recipe, dtype: torch.dtype | None = None) -> Concept:
+    """Write a concept, or what a recipe has trained, as one safetensors file with its story in the metadata.
+
+    dtype: float16 halves the file; default: as trained.  A file appears whole or not at all.
+    Raises OSError if it can not be written: the concept is still in memory, save it elsewhere.
+    """
+    path = Path(path)
+    concept = concept_of(concept) if isinstance(concept, Recipe) else concept
+    tensors = {name: value.to(dtype or value.dtype).contiguous() for name, value in concept.tensors.items()}
+    if concept.fingerprint is not None:
+        tensors["base.fingerprint"] = concept.fingerprint
+    note = {"format": FORMAT, "method": concept.method, "base": concept.base, "licence": LICENCE,
+            "about": json.dumps(concept.about), "settings": json.dumps(concept.settings)}  # fmt: skip
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, temporary, metadata=note)
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise OSError(f"path: {path} can not be written ({error}); what was trained is still there: save it elsewhere, "
+                      "or make room and save again") from error  # fmt: skip
+    return concept
+
+
+def load_concept(path: str | Path) -> Concept:
+    """Read what `save_concept` wrote.  Raises ValueError if it is something else, or damaged."""
+    path = Path(path)
+    try:
+        with safe_open(path, "pt") as file:
+            note = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"path: expected a concept file, but {path} can not be read ({error})") from error
+    if note.get("format") != FORMAT:
+        raise ValueError(f"path: expected a file that save_concept wrote, but {path} is none; other tools' files are "
+                         "read by course_lib.personalization.interchange")  # fmt: skip
+    base = tensors.pop("base.fingerprint", None)
+    about, settings = json.loads(note["about"]), json.loads(note["settings"])
+    return Concept(note["method"], tensors, note["base"], about, settings, base)
+
+
+def check_base(sd: StableDiffusion, concept: Concept) -> None:
+    """Raise a ValueError if a concept was trained on another model: its numbers would mean nothing here."""
+    if concept.fingerprint is None:
+        return
+    ours = fingerprint(sd)
+    same = ours.shape == concept.fingerprint.shape
+    # half precision rounds, training moves: of the same base nearly all numbers agree
+    if not same or torch.isclose(ours, concept.fingerprint.float(), rtol=0.02, atol=1e-3).float().mean() < 0.95:
+        raise ValueError(f"concept: expected one that was trained on this model, {sd.name!r}, got one of "
+                         f"{concept.base!r} with other weights; load that model, or train it anew")  # fmt: skip
+
+
+@contextlib.contextmanager
+def applied(sd: StableDiffusion, *concepts: Concept) -> Iterator[StableDiffusion]:
+    """Put concepts into a model for a `with` block: their words and weights work, and afterwards no bit has changed.
+
+        with applied(sd, load_concept("rex.safetensors")):
+            sd.sample("a photo of a <v> dog on the moon")
+
+    Raises ValueError if a concept is of another base model, has a token that exists, or two change the same weights
+    (see `custom_diffusion.merge_concepts`).
+    """
+    for concept in concepts:
+        check_base(sd, concept)
+    names = [name for concept in concepts for name in concept.tensors if name != "tokens"]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise ValueError(f"concepts: expected each to change other weights, but {len(twice)} are changed twice, such "
+                         f"as {min(twice)}; merge the concepts first")  # fmt: skip
+    with contextlib.ExitStack() as undo:
+        _attach_tokens(sd, concepts, undo)
+        for concept in concepts:
+            _put_weights(sd, concept, undo)
+        yield sd
+
+
+def _attach_tokens(sd: StableDiffusion, concepts, undo: contextlib.ExitStack) -> None:
+    rows = {token: row for c in concepts if "tokens" in c.tensors
+            for token, row in zip(c.about["rows"], c.tensors["tokens"], strict=True)}  # fmt: skip
+    if not rows:
+        return
+    if len(rows) < sum(len(concept.tensors.get("tokens", ())) for concept in concepts):
+        raise ValueError(f"concepts: expected a token of its own for each, got {[c.about['rows'] for c in concepts]}")
+    width = sd.text_encoder.get_input_embeddings().weight.shape[1]
+    if any(len(row) != width for row in rows.values()):
+        raise ValueError(f"concepts: expected rows of {width} numbers, got {[len(row) for row in rows.values()]}")
+    tokens = NewTokens.attach(sd.text_encoder, sd.tokenizer, dict.fromkeys(rows, "a"))
+    undo.callback(tokens.detach)
+    tokens.rows.data.copy_(torch.stack(list(rows.values())))
+    tokens.rows.requires_grad_(False)
+
+
+def _put_weights(sd: StableDiffusion, concept: Concept, undo: contextlib.ExitStack) -> None:
+    weights = {name: value for name, value in concept.tensors.items() if name != "tokens"}
+    if concept.method == "lora":
+        have = {}
+        for part in ("unet", "text_encoder"):
+            if any(name.startswith(f"{part}.") for name in weights):
+                have |= add_lora(getattr(sd, part), concept.about["rank"], undo, prefix=f"{part}.")
+    else:
+        parts = {"unet": sd.unet, "text_encoder": sd.text_encoder}
+        have = {f"{part}.{name}": p for part, network in parts.items() for name, p in network.named_parameters()}
+    unknown = [name for name in weights if name not in have or have[name].shape != weights[name].shape]
+    if unknown:
+        raise ValueError(f"concept: expected tensors of this model, got {len(unknown)} others, such as {unknown[0]}")
+    for name, value in weights.items():
+        param, before = have[name], have[name].data
+        undo.callback(setattr, param, "data", before)
+        param.data = value.to(before.device, before.dtype, copy=True)
+        param.requires_grad_(False)
