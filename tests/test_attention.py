@@ -1,30 +1,17 @@
 """The attention hook: it sees every softmax, changes what it is told to, and leaves nothing behind."""
 
-import runpy
-from pathlib import Path
-
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor, CustomDiffusionAttnProcessor
+from tiny import TINY, build
 from torch import nn
 
 from course_lib.editing.attention import AttentionMaps, attention_hook, word_maps
 from course_lib.latent import registry, text
 from course_lib.latent.stable_diffusion import load
 
-FULL_SIZE = runpy.run_path(str(Path(__file__).resolve().parents[1] / "benchmarks" / "sd15_random.py"))
 TOYBOX = registry.MODELS["toybox"].folder
-TINY = dict(
-    text_encoder=dict(vocab_size=len(FULL_SIZE["tokenizer"]()), hidden_size=32, intermediate_size=64,
-                      num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=16, bos_token_id=0,
-                      eos_token_id=2),
-    unet=dict(sample_size=16, block_out_channels=(32, 64), layers_per_block=1, cross_attention_dim=32,
-              attention_head_dim=4, norm_num_groups=8, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-              up_block_types=("UpBlock2D", "CrossAttnUpBlock2D")),
-    vae=dict(sample_size=64, block_out_channels=(16, 32, 32), layers_per_block=1, norm_num_groups=8,
-             down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3),
-)  # fmt: skip
 PROMPTS = ["a photo of a cat", "tiger"]
 close = torch.testing.assert_close
 exact = dict(rtol=0, atol=0)
@@ -36,7 +23,7 @@ def same(probs, layer, is_cross):
 
 @pytest.fixture(scope="module")
 def tiny():
-    return FULL_SIZE["build"](**TINY)
+    return build()
 
 
 @pytest.fixture(scope="module", params=["tiny", "toybox"])
@@ -144,7 +131,7 @@ def test_attention_over_pixels_with_its_own_norm_and_residual(tiny):
 
 @pytest.mark.parametrize("processor", ["auto", "AttnProcessor"])
 def test_other_ways_to_compute_the_same_are_replaced_and_restored(processor):
-    sd = FULL_SIZE["build"](**TINY)
+    sd = build()
     if processor == "auto":
         sd.unet.set_attention_slice("auto")
     else:

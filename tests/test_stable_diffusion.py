@@ -1,31 +1,17 @@
 """Stable Diffusion in parts: it draws what diffusers' pipeline draws, here with random weights in a tiny layout."""
 
 import os
-import runpy
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
+from tiny import FULL_SIZE, build
 
 from course_lib.diffusion import guidance, samplers
 from course_lib.latent import registry, stable_diffusion
 from course_lib.latent.stable_diffusion import StableDiffusion, from_pipeline, load
 from course_lib.latent.text import NewTokens
 
-FULL_SIZE = SimpleNamespace(
-    **runpy.run_path(str(Path(__file__).resolve().parents[1] / "benchmarks" / "sd15_random.py"))
-)
-TINY = dict(
-    text_encoder=dict(vocab_size=len(FULL_SIZE.tokenizer()), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                      num_attention_heads=2, max_position_embeddings=16, bos_token_id=0, eos_token_id=2),
-    unet=dict(sample_size=16, block_out_channels=(32, 64), layers_per_block=1, cross_attention_dim=32,
-              attention_head_dim=4, norm_num_groups=8, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-              up_block_types=("UpBlock2D", "CrossAttnUpBlock2D")),
-    vae=dict(sample_size=64, block_out_channels=(16, 32, 32), layers_per_block=1, norm_num_groups=8,
-             down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3),
-)  # fmt: skip
 TOYBOX = registry.MODELS["toybox"].folder
 close = torch.testing.assert_close
 exact = dict(rtol=0, atol=0)
@@ -33,7 +19,7 @@ exact = dict(rtol=0, atol=0)
 
 @pytest.fixture(scope="module")
 def sd():
-    return FULL_SIZE.build(**TINY)
+    return build()
 
 
 @pytest.fixture(scope="module")
@@ -80,12 +66,21 @@ def test_the_schedule_is_the_one_of_the_settings(sd, kind):
     close(other.to_pipeline().scheduler.alphas_cumprod, peer.alphas_cumprod, **exact)
 
 
+def test_a_network_that_predicts_v_draws_the_same_picture_too(sd, latents):
+    other = StableDiffusion(sd.vae, sd.unet, sd.text_encoder, sd.tokenizer, noise={"prediction_type": "v_prediction"})
+    drawn = FULL_SIZE.difference(other, steps=10)
+    assert drawn["max_abs_difference"] < 1e-5 and drawn["spread"] > 0.1
+    v, t = sd.eps_model("a cat")(latents, 700), 700  # the same network, its output read as v
+    alpha_bar = sd.schedule.alpha_bar[t].item()
+    close(other.eps_model("a cat")(latents, t), (1 - alpha_bar) ** 0.5 * latents + alpha_bar**0.5 * v)
+
+
 def test_a_noise_that_is_not_known_is_refused(sd):
     parts = (sd.vae, sd.unet, sd.text_encoder, sd.tokenizer)
     with pytest.raises(ValueError, match=r"^noise: expected a beta_schedule of scaled_linear, linear, got 'cosine'"):
         StableDiffusion(*parts, noise={"beta_schedule": "cosine"})
-    with pytest.raises(ValueError, match=r"^noise: expected a model that predicts epsilon, got 'v_prediction'"):
-        StableDiffusion(*parts, noise={"prediction_type": "v_prediction"})
+    with pytest.raises(ValueError, match=r"^noise: expected a model with prediction_type .*, got 'sample'"):
+        StableDiffusion(*parts, noise={"prediction_type": "sample"})
 
 
 def test_the_parts_are_frozen_and_in_evaluation(sd):
@@ -184,7 +179,7 @@ def test_every_sampler_draws(sd):
 
 
 def test_networks_compute_in_dtype_and_the_rest_in_float32(sd):
-    half = FULL_SIZE.build(**TINY).to(dtype=torch.bfloat16)
+    half = build().to(dtype=torch.bfloat16)
     assert half.unet.dtype == half.vae.dtype == half.text_encoder.dtype == half.dtype == torch.bfloat16
     images = half.sample("a cat", steps=4)
     assert images.dtype == half.encode_prompt("a").dtype == half.encode_image(images).dtype == torch.float32

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
-from diffusers import ConfigMixin, ModelMixin, UNet2DConditionModel
+from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from safetensors import safe_open
 from torch import nn
@@ -19,6 +19,7 @@ from transformers import CLIPTokenizer
 from course_lib.data.toybox import NOUNS
 from course_lib.data.toybox_accessories import ACCESSORIES
 from course_lib.data.toybox_pen import COLOURS, PATTERNS
+from course_lib.data.toybox_sets import pairs
 from course_lib.diffusion.checkpoint import sha256
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "training"))  # the scripts import each other by name
@@ -94,6 +95,12 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path, monkeypatch):
         close(b[key], a[key], **exact)
     close(second.ema.model.state_dict(), a["ema"], **exact)
     assert a["step"] == a["updates"] == 150 and not torch.equal(a["ema"]["weight"], a["net"]["weight"])
+
+
+def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit, match="torchrun --nproc_per_node 2"):
+        new_run(tmp_path)
 
 
 def test_other_seeds_give_other_batches(tmp_path):
@@ -219,29 +226,28 @@ def test_contrastive_loss_is_least_where_pairs_match():
 # ---- the UNet's stage ----
 
 
-@pytest.mark.parametrize("channels", [8, 4])
-def test_the_untrained_unet_returns_its_input_and_learns_everywhere(channels):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        config = toybox_unet.CONFIG | dict(in_channels=channels, out_channels=channels, cross_attention_dim=128)
-        unet = UNet2DConditionModel(**config)
-        toybox_unet.start_as_copy(unet)
-        xt, features, eps = torch.randn(2, channels, 16, 16), torch.randn(2, 32, 128), torch.randn(2, channels, 16, 16)
-    t = torch.tensor([500, 999])
-    optimizer = torch.optim.SGD(unet.parameters(), lr=0.1)
-    for step in (1, 2):  # the layers behind zeros get their gradient from the second step on
-        eps_hat = unet(xt, t, features).sample
-        if step == 1:
-            close(eps_hat.square().mean(), torch.tensor(1.0), rtol=0, atol=0.1)
-            assert (eps_hat - xt).square().mean() < 2e-3
-        optimizer.zero_grad()
-        (eps_hat - eps).square().mean().backward()
-        optimizer.step()
-    assert [name for name, weight in unet.named_parameters() if not weight.grad.abs().max() > 0] == []
-    for layer, rows in ((unet.conv_in, (1, 2, 3)), (unet.conv_out, (0, 2, 3))):  # by channel of the widest level
-        assert (layer.weight.grad.abs().amax(rows) > 0).all()
-    plus, minus = unet.conv_in.weight[: 2 * channels].detach().unflatten(0, (-1, 2)).unbind(1)
-    assert not torch.allclose(plus, -minus, atol=1e-5)  # the two signs go ways of their own
+def test_the_eps_model_of_a_network_that_knows_v_is_right():
+    """v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) z_0: whoever returns it has eps."""
+    noise_schedule, g = toybox_unet.schedule.scaled_linear(), torch.Generator().manual_seed(0)
+    z0, eps = torch.randn(3, 8, 4, 4, generator=g), torch.randn(3, 8, 4, 4, generator=g)
+    t = torch.tensor([1, 500, 1000])
+    alpha_bar = noise_schedule.at(t, z0)
+    zt = alpha_bar.sqrt() * z0 + (1 - alpha_bar).sqrt() * eps
+    asked = []
+
+    def network(zt, times, features):
+        asked.append(times)
+        return SimpleNamespace(sample=alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * z0)
+
+    model = toybox_unet.EpsModel(Wrapped(network), noise_schedule)
+    close(model(zt, t, None), eps, rtol=0, atol=1e-5)
+    close(asked[0], t - 1, **exact)  # diffusers counts from 0
+
+
+class Wrapped(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.forward = function
 
 
 def test_a_part_that_is_missing_is_named(tmp_path):
@@ -266,3 +272,39 @@ def test_reconstruction_error_by_hand():
     assert toybox_vae.reconstruction_error(x + 0.5, x).item() == pytest.approx(0.5 + 2 * 0.25)  # no edges
     tall = torch.arange(6.0).reshape(1, 1, 3, 2)  # steps of 1 to the right and 2 down
     assert toybox_vae.reconstruction_error(tall, 0 * tall).item() == pytest.approx(2.5 + 2 * 55 / 6 + 1 + 2)
+
+
+# ---- the encoder that is set, not trained ----
+
+
+@pytest.fixture(scope="module")
+def linear():
+    """An untrained autoencoder with a linear encoder, its matrix and offset, and the pictures that they come from."""
+    x = toybox_vae.pixels(pairs(64).images)
+    vae = toybox_vae.AutoencoderKL(**toybox_vae.CONFIG, latent_channels=8)
+    toybox_vae.linear_encoder(vae, x, std=0.1)
+    return vae, *toybox_vae.principal_components(x, 8), x
+
+
+def test_principal_components_keep_what_varies_most(linear):
+    _, A, b, x = linear
+    z = torch.nn.functional.conv2d(x, A, b, stride=4)  # (64, 8, 16, 16)
+    rows = z.permute(1, 0, 2, 3).flatten(1).double()
+    close(rows.mean(1), torch.zeros(8).double(), rtol=0, atol=1e-4)
+    assert rows.square().mean().item() == pytest.approx(1, abs=1e-3)
+    covariance = torch.cov(rows)
+    assert (covariance - covariance.diag().diag()).abs().max() < 1e-3  # uncorrelated
+    assert (covariance.diag().diff() <= 1e-6).all()  # the largest first
+    blocks = torch.nn.functional.pixel_unshuffle(x, 4).permute(1, 0, 2, 3).flatten(1)
+    total, directions = blocks.var(1).sum(), A.flatten(1) / A.flatten(1).norm(dim=1, keepdim=True)
+    kept = (directions @ blocks).var(1).sum() / total
+    assert kept > 0.9  # 8 of 48 numbers
+    close(directions @ directions.T, torch.eye(8), rtol=0, atol=1e-5)
+
+
+def test_the_networks_weights_compute_the_linear_map(linear):
+    vae, A, b, x = linear
+    with torch.no_grad():
+        posterior = vae.encode(x[:16]).latent_dist
+    close(posterior.mean, torch.nn.functional.conv2d(x[:16], A, b, stride=4), rtol=0, atol=0.01)
+    close(posterior.std, torch.full_like(posterior.std, 0.1), rtol=0, atol=1e-5)

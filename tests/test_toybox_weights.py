@@ -79,7 +79,7 @@ def test_the_unet_has_text_at_two_resolutions(sd):
 
 def test_the_noise_is_stable_diffusions(sd):
     scheduler = DDIMScheduler.from_pretrained(TOYBOX, subfolder="scheduler")
-    expected = dict(prediction_type="epsilon", beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012,
+    expected = dict(prediction_type="v_prediction", beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012,
                     num_train_timesteps=1000, clip_sample=False)  # fmt: skip
     assert {key: scheduler.config[key] for key in expected} == expected
 

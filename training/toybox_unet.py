@@ -4,8 +4,8 @@
     python training/toybox_unet.py --start-from data/checkpoints/toybox-sd/unet --minutes 90     # go on
 
 Needs the autoencoder and the text encoder in --parts. The network is diffusers' UNet2DConditionModel with Stable
-Diffusion 1's layer names, noise schedule and eps-prediction; the loss is notebook 01's. Latents are encoded once and
-kept in a file; a picture gets a new caption each time it is seen.
+Diffusion 1's layer names and noise schedule; it predicts v, as Stable Diffusion 2's does. The loss is notebook 01's.
+Latents are encoded once and kept in a file; a picture gets a new caption each time it is seen.
 It can be stopped at any time (Ctrl-C, kill -9): the same command goes on from the last save.
 """
 
@@ -28,6 +28,7 @@ from course_lib.data import toybox_captions, toybox_sets
 from course_lib.diffusion import guidance, samplers, schedule
 from course_lib.diffusion.ddpm import simple_loss
 from course_lib.plots import montage
+from course_lib.settings import on_cpu
 
 PARTS = Path("data/checkpoints/toybox-sd")
 CONFIG = dict(
@@ -48,28 +49,21 @@ PROMPTS = (
 )  # fmt: skip
 
 
-def start_as_copy(unet: UNet2DConditionModel) -> None:
-    """Make the untrained network return its input: eps_hat = x_t, which is nearly right where x_t is nearly noise.
+class EpsModel(torch.nn.Module):
+    """The UNet as (zt, t, features) -> eps_hat, t in 1..T: eps_hat = sqrt(1 - alpha_bar) z_t + sqrt(alpha_bar) v_hat.
 
-    A short training spends most of its time on learning to carry the noise through all layers. Here it is carried
-    from the first step on: conv_in writes +x and -x, the outermost skip connection takes them to the last block, and
-    conv_out joins them, since silu(x) - silu(-x) = x. Only weights are set; the architecture stays what it is.
+    The network predicts v (Salimans & Ho 2022, appendix D). Of a network that predicts eps, the loss below would pull
+    1 / sqrt(alpha_bar) times as hard at large t: 15 times at t = T, where there is least to learn about shapes.
     """
-    C = unet.config.in_channels
-    width, copies = unet.config.block_out_channels[0], slice(0, 2 * unet.config.in_channels)
-    last = unet.up_blocks[-1]
-    resnet, attention = last.resnets[-1], last.attentions[-1]
-    with torch.no_grad():
-        unet.conv_in.weight[copies] = unet.conv_in.bias[copies] = 0
-        for layer in (resnet.conv_shortcut, resnet.conv2, attention.proj_out):
-            layer.weight[copies] = layer.bias[copies] = 0
-        unet.conv_out.weight.zero_()
-        unet.conv_out.bias.zero_()
-        for c in range(C):
-            for row, sign in ((2 * c, 1.0), (2 * c + 1, -1.0)):
-                unet.conv_in.weight[row, c, 1, 1] = sign
-                resnet.conv_shortcut.weight[row, resnet.conv_shortcut.in_channels - width + row] = 1
-                unet.conv_out.weight[c, row, 1, 1] = sign
+
+    def __init__(self, unet: UNet2DConditionModel, noise_schedule: schedule.Schedule):
+        super().__init__()
+        self.unet, self.noise_schedule = unet, noise_schedule
+
+    def forward(self, zt: Tensor, t: Tensor, features: Tensor) -> Tensor:
+        alpha_bar = self.noise_schedule.at(t, zt)
+        v_hat = self.unet(zt, t - 1, features).sample
+        return (1 - alpha_bar).sqrt() * zt + alpha_bar.sqrt() * v_hat
 
 
 def load_parts(folder: Path, device: torch.device) -> tuple[AutoencoderKL, CLIPTextModel, CLIPTokenizer]:
@@ -112,8 +106,11 @@ def draw(unet, vae, text_encoder, tokenizer, noise_schedule, path: Path, w: floa
     """The same prompts and noises each time: the run in pictures."""
     both = text_features([""] * len(PROMPTS) + list(PROMPTS), text_encoder, tokenizer)
 
-    def eps_model(xt: Tensor, t: int) -> Tensor:
-        eps_uncond, eps_cond = unet(torch.cat([xt, xt]), t - 1, both).sample.chunk(2)
+    model = EpsModel(unet, noise_schedule)
+
+    def eps_model(zt: Tensor, t: int) -> Tensor:
+        times = torch.full((2 * len(zt),), t, device=zt.device)
+        eps_uncond, eps_cond = model(torch.cat([zt, zt]), times, both).chunk(2)
         return guidance.combine(eps_uncond, eps_cond, w)
 
     z_T = torch.randn(len(PROMPTS), unet.config.in_channels, 16, 16, generator=torch.Generator().manual_seed(1)).to(
@@ -129,7 +126,7 @@ def write_pipeline(folder: Path) -> None:
     """model_index.json and the scheduler's settings, so that stock diffusers opens the folder."""
     scheduler = DDIMScheduler(
         beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, timestep_spacing="trailing",
-        clip_sample=False, set_alpha_to_one=True, steps_offset=1, prediction_type="epsilon",
+        clip_sample=False, set_alpha_to_one=True, steps_offset=1, prediction_type="v_prediction",
     )  # fmt: skip
     scheduler.save_pretrained(folder / "scheduler")
     vae, text_encoder, tokenizer = load_parts(folder, torch.device("cpu"))
@@ -145,17 +142,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     common_arguments(parser, out="runs/toybox_unet", batch_size=32, lr=8e-4, steps=20_000)
     parser.add_argument("--parts", type=Path, default=PARTS, help="folder with vae, text_encoder and tokenizer")
+    parser.add_argument(
+        "--fresh-output", action="store_true", help="with --start-from: a new last layer: those weights predicted eps"
+    )
     args = parser.parse_args()
-    accelerator = Accelerator(mixed_precision=args.precision)
+    accelerator = Accelerator(mixed_precision=args.precision, cpu=on_cpu())
     torch.manual_seed(args.seed)
     vae, text_encoder, tokenizer = load_parts(args.parts, accelerator.device)
     channels = vae.config.latent_channels
     unet = UNet2DConditionModel(
         **CONFIG, in_channels=channels, out_channels=channels, cross_attention_dim=text_encoder.config.hidden_size
     )
-    start_as_copy(unet)
     if args.start_from:
         unet = UNet2DConditionModel.from_pretrained(args.start_from, torch_dtype=torch.float32)
+    if args.fresh_output or not args.start_from:
+        torch.nn.init.zeros_(unet.conv_out.weight)
+        torch.nn.init.zeros_(unet.conv_out.bias)
     run = Run(args, unet, accelerator)
     data = toybox_sets.pairs(args.images)
     with accelerator.main_process_first():
@@ -173,10 +175,10 @@ def main() -> None:
         dropped = torch.rand(len(rows), generator=generator).tolist()
         captions = ["" if p < 0.1 else caption for p, caption in zip(dropped, captions, strict=True)]
         features = text_features(captions, text_encoder, tokenizer)
-        eps_model = lambda zt, t: run.model(zt, t - 1, features).sample  # noqa: E731
+        model = EpsModel(run.model, noise_schedule)
         z0 = latents[rows.to(latents.device)].float()
         draws = torch.Generator(device=z0.device).manual_seed(torch.randint(2**31, (), generator=generator).item())
-        return simple_loss(eps_model, z0, noise_schedule, draws, weighting="v")
+        return simple_loss(lambda zt, t: model(zt, t, features), z0, noise_schedule, draws, weighting="v")
 
     def on_save(step: int) -> dict:
         path = args.out / f"samples_{step:06d}.png"
@@ -185,7 +187,7 @@ def main() -> None:
 
     run.train(batch_loss, on_save)
     if args.ship and accelerator.is_main_process:
-        ship(run.ema.model, args.ship / "unet", run, made_by="training/toybox_unet.py", weighting="v")
+        ship(run.ema.model, args.ship / "unet", run, made_by="training/toybox_unet.py", predicts="v")
         write_pipeline(args.ship)
 
 

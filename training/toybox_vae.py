@@ -25,6 +25,7 @@ from toybox_run import Run, common_arguments, ship
 
 from course_lib.data import toybox_sets
 from course_lib.plots import montage
+from course_lib.settings import on_cpu
 
 CONFIG = dict(
     in_channels=3, out_channels=3, block_out_channels=(16, 32, 96), layers_per_block=1,
@@ -133,7 +134,7 @@ def main() -> None:
     common_arguments(parser, out="runs/toybox_vae", batch_size=16, lr=1.5e-3, steps=20_000)
     parser.add_argument("--latent-channels", type=int, default=8, help="more: sharper pictures, harder to generate")
     args = parser.parse_args()
-    accelerator = Accelerator(mixed_precision=args.precision)
+    accelerator = Accelerator(mixed_precision=args.precision, cpu=on_cpu())
     torch.manual_seed(args.seed)
     images = toybox_sets.pairs(args.images).images
     vae = AutoencoderKL(**CONFIG, latent_channels=args.latent_channels)

@@ -36,7 +36,7 @@ def tokenize(tokenizer, prompts: str | list[str]) -> Tensor:
 def expand(tokenizer, prompt: str) -> str:
     """Write out a new word of several vectors: "<v>" becomes "<v> <v>_1 <v>_2", as diffusers' pipelines do it."""
     added = tokenizer.get_added_vocab()
-    for token in re.findall(r"<[^\s<>]+>(?!_)", prompt) if added else ():
+    for token in dict.fromkeys(re.findall(r"<[^\s<>]+>(?!_)", prompt)) if added else ():
         rows = [token]
         while f"{token}_{len(rows)}" in added:
             rows.append(f"{token}_{len(rows)}")
@@ -59,7 +59,7 @@ def words(tokenizer, prompt: str) -> list[tuple[str, list[int]]]:
     Position 0 is the start token. Punctuation marks are words of their own.
     Derived in: notebooks/06_stable_diffusion.ipynb, section "Where each word looks".
     """
-    ids = tokenizer(prompt, truncation=True, max_length=tokenizer.model_max_length).input_ids
+    ids = tokenizer(expand(tokenizer, prompt), truncation=True, max_length=tokenizer.model_max_length).input_ids
     added, found, begun = tokenizer.get_added_vocab(), [], []
     for position, token in enumerate(tokenizer.convert_ids_to_tokens(ids)):
         if token in (tokenizer.bos_token, tokenizer.eos_token):
