@@ -57,7 +57,7 @@ readme: $(STAMP) ## fill the tables of README.md from data/results/ and data/che
 slides: ## build the slide decks
 	bash slides/build.sh
 
-# Stages of the Toybox Stable Diffusion, each resumable. Several processes or GPUs: LAUNCH="accelerate launch --num_processes 2".
+# Stages of the Toybox Stable Diffusion, each resumable. Several processes: LAUNCH="torchrun --nproc_per_node 2".
 LAUNCH  ?= python
 MINUTES ?= 60
 SD      := data/checkpoints/toybox-sd

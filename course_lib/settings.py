@@ -35,6 +35,11 @@ def _accelerator() -> str | None:
     return "mps" if torch.backends.mps.is_available() else None
 
 
+def on_cpu() -> bool:
+    """Whether there is no accelerator: told so, `Accelerator(cpu=on_cpu())` joins several processes."""
+    return _accelerator() is None
+
+
 def mixed_precision(on: torch.device) -> str:
     """The half precision that pays on this device, by accelerate's name: bf16, fp16, or "no".
 

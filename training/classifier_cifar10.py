@@ -22,7 +22,7 @@ from torch import Tensor
 from course_lib.data import cifar10
 from course_lib.diffusion import checkpoint
 from course_lib.metrics import SmallClassifier, accuracy, features_and_logits, gaussian
-from course_lib.settings import CHECKPOINTS, device_name
+from course_lib.settings import CHECKPOINTS, device_name, on_cpu
 
 
 def arguments() -> argparse.Namespace:
@@ -60,7 +60,7 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     data = cifar10.load(args.data)
-    accelerator = Accelerator(mixed_precision=args.precision)
+    accelerator = Accelerator(mixed_precision=args.precision, cpu=on_cpu())
     model = SmallClassifier(args.width).to(accelerator.device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.05)
     steps = len(data.train_images) // args.batch_size

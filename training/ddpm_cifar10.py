@@ -1,7 +1,7 @@
 """Train the class-conditional DDPM of Part 1, with dropped labels: one model for unconditional, conditional, guided.
 
     python training/ddpm_cifar10.py --data /path/to/cifar10.npz --minutes 90
-    accelerate launch --num_processes 2 training/ddpm_cifar10.py ...
+    torchrun --nproc_per_node 2 training/ddpm_cifar10.py ...
 
 Runs on any device. It can be stopped at any time (Ctrl-C, kill -9): the same command goes on from the last save.
 """
@@ -22,7 +22,7 @@ from course_lib.data import cifar10
 from course_lib.diffusion import checkpoint, guidance, samplers, schedule
 from course_lib.diffusion.train import Training
 from course_lib.diffusion.unet import UNet
-from course_lib.settings import device_name
+from course_lib.settings import device_name, on_cpu
 
 
 def arguments() -> argparse.Namespace:
@@ -62,7 +62,7 @@ def main() -> None:
     )
     if args.start_from:
         model = checkpoint.load(args.start_from).requires_grad_(True)
-    accelerator = Accelerator(mixed_precision=args.precision)
+    accelerator = Accelerator(mixed_precision=args.precision, cpu=on_cpu())
     training = Training(
         model, schedule.linear(), data.train_images, data.train_labels, batch_size=args.batch_size, lr=args.lr,
         total_steps=args.steps, weighting="v", ema_decay=args.ema, seed=args.seed, accelerator=accelerator,

@@ -25,7 +25,7 @@ from course_lib import plots
 from course_lib.data import cifar10
 from course_lib.diffusion import checkpoint, guidance, samplers, schedule
 from course_lib.metrics import accuracy, diversity, features_and_logits, frechet_distance, gaussian, load_classifier
-from course_lib.settings import CHECKPOINTS, RESULTS, device_name
+from course_lib.settings import CHECKPOINTS, RESULTS, device_name, on_cpu
 
 GUIDANCE = (0.0, 1.0, 1.5, 2.0, 3.0, 5.0)
 SOLVERS = [("ddim", n, eta) for eta in (0.0, 1.0) for n in (5, 10, 25, 50)] + [("heun", n, 0.0) for n in (3, 5, 13)]
@@ -54,7 +54,7 @@ class Bench:
     """The model, its judge, and one function that draws n samples and measures them."""
 
     def __init__(self, args: argparse.Namespace):
-        self.args, self.accelerator = args, Accelerator(mixed_precision=args.precision)
+        self.args, self.accelerator = args, Accelerator(mixed_precision=args.precision, cpu=on_cpu())
         self.device = self.accelerator.device
         self.model = checkpoint.load(args.model, self.device)
         self.classifier, self.real = load_classifier(self.device)

@@ -22,6 +22,7 @@ from toybox_run import Run, common_arguments, ship
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from course_lib.data import toybox_captions, toybox_sets
+from course_lib.settings import on_cpu
 
 LENGTH = 32  # tokens of a prompt
 WIDTH = 128
@@ -102,7 +103,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     common_arguments(parser, out="runs/toybox_clip", batch_size=192, lr=1e-3, steps=4000)
     args = parser.parse_args()
-    accelerator = Accelerator(mixed_precision=args.precision)
+    accelerator = Accelerator(mixed_precision=args.precision, cpu=on_cpu())
     torch.manual_seed(args.seed)
     tokenizer = train_tokenizer()
     clip = CLIPModel(clip_config(tokenizer))

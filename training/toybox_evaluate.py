@@ -30,7 +30,7 @@ from course_lib.diffusion.checkpoint import sha256
 from course_lib.latent import stable_diffusion
 from course_lib.metrics import frechet_distance, gaussian, interval
 from course_lib.plots import montage
-from course_lib.settings import CHECKPOINTS, RESULTS, device_name
+from course_lib.settings import CHECKPOINTS, RESULTS, device_name, on_cpu
 
 GUIDANCE = (1.0, 3.0, 5.0, 7.5)
 
@@ -70,7 +70,7 @@ class Bench:
     """The model, those who score it, and the prompts."""
 
     def __init__(self, args: argparse.Namespace):
-        self.args, self.accelerator = args, Accelerator()
+        self.args, self.accelerator = args, Accelerator(cpu=on_cpu())
         device = self.accelerator.device
         self.sd = stable_diffusion.load(args.model, device=device)
         self.judge = judging.load_judge(device)

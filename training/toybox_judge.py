@@ -27,7 +27,7 @@ from course_lib.data.toybox_pen import LAYOUTS, Look, pick
 from course_lib.data.toybox_subjects import SUBJECTS
 from course_lib.diffusion import checkpoint
 from course_lib.judge import ATTRIBUTES, UNSAID, Judge, answers, correct, labels
-from course_lib.settings import device_name
+from course_lib.settings import device_name, on_cpu
 
 TAKEN = {subject.look.seed for subject in SUBJECTS.values() if subject.look}
 
@@ -83,7 +83,7 @@ def main() -> None:
     parser.set_defaults(images=20_000)
     parser.add_argument("--individuals", type=int, default=4000)
     args = parser.parse_args()
-    accelerator = Accelerator(mixed_precision=args.precision)
+    accelerator = Accelerator(mixed_precision=args.precision, cpu=on_cpu())
     torch.manual_seed(args.seed)
     judge = checkpoint.load(args.start_from, model_class=Judge).requires_grad_(True) if args.start_from else Judge()
     run = Run(args, judge, accelerator)

@@ -53,6 +53,8 @@ class Run:
     def __init__(self, args: argparse.Namespace, model: nn.Module, accelerator: Accelerator):
         if args.threads:
             torch.set_num_threads(args.threads)
+        if int(os.environ.get("WORLD_SIZE", 1)) != accelerator.num_processes:  # each would train a model of its own
+            raise SystemExit("the processes do not know of each other; start them with `torchrun --nproc_per_node 2`")
         self.args, self.accelerator = args, accelerator
         self.net = model.to(accelerator.device, memory_format=torch.channels_last).train()
         self.ema = EMA(self.net, args.ema)
@@ -143,7 +145,7 @@ class Run:
         os.replace(self.state.with_suffix(".tmp"), self.state)
 
     def _load(self) -> None:
-        state = torch.load(self.state, map_location=self.accelerator.device, weights_only=True)
+        state = torch.load(self.state, map_location="cpu", weights_only=True)
         self.net.load_state_dict(state["net"])
         self.ema.model.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from course_lib.diffusion.ddpm import simple_loss
 from course_lib.diffusion.guidance import drop_condition
 from course_lib.diffusion.schedule import Schedule
+from course_lib.settings import on_cpu
 
 
 class EMA:
@@ -66,7 +67,7 @@ class Training:
             raise ValueError(
                 "model: expected a network with num_classes set, because labels were given; got one without"
             )
-        self.accelerator = accelerator or Accelerator()
+        self.accelerator = accelerator or Accelerator(cpu=on_cpu())
         device = self.accelerator.device
         self.net = model.to(device, memory_format=torch.channels_last).train()
         self.ema = EMA(self.net, ema_decay)
@@ -138,7 +139,7 @@ class Training:
 
     def load(self, path: str | Path) -> dict:
         """Go on where `save` left off. Returns the extra values saved. Raises ValueError if the settings differ."""
-        state = torch.load(path, map_location=self.accelerator.device, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
         for name in ("seed", "batch_size"):
             if state[name] != getattr(self, name):
                 raise ValueError(f"{name}: {path} was written with {state[name]}, got {getattr(self, name)}; "

@@ -1,0 +1,200 @@
+"""Measure the methods of personalization on the Toybox model: writes data/results/personalization.json.
+
+    python training/toybox_personalize.py                       everything; a killed run goes on with the missing rows
+    python training/toybox_personalize.py --subjects mochi --methods dreambooth
+
+Each subject is learnt from its five pictures by each method, and then drawn for its evaluation prompts, the same noises
+for all. What is measured, with 95 % intervals over prompts:
+    fidelity     dot product of the judge's individual vectors: samples with the reference views
+    truth        the same with the ground truth that the renderer draws for the prompt
+    prompt       share of what the prompt names (scene, accessory, style, relation) that the judge reads off the picture
+    clip_t       the miniature CLIP's cosine of picture and prompt, the new word left out
+    diversity    mean distance of two samples of one prompt, in the judge's features
+    drift        fidelity of "a photo of a <noun>", without the new word, to the subject: what leaked into the class
+    spread       mean distance of two samples of that class prompt
+    others       mean distance of the class samples to those of the untouched model, same noises
+and the seconds, steps, tensors and bytes of a concept.
+"""
+
+import argparse
+import datetime
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import CLIPModel
+
+from course_lib import judge as judging
+from course_lib.data import toybox_subjects
+from course_lib.data.toybox import render
+from course_lib.diffusion.checkpoint import sha256
+from course_lib.latent import stable_diffusion
+from course_lib.latent.stable_diffusion import StableDiffusion
+from course_lib.metrics import interval
+from course_lib.personalization import custom_diffusion, dreambooth, textual_inversion
+from course_lib.personalization.finetune import Recipe, finetune
+from course_lib.personalization.regularisation import toybox_regularisation
+from course_lib.personalization.saving import concept_of
+from course_lib.settings import CHECKPOINTS, REPOSITORY, RESULTS, device_name
+
+SUBJECTS = ("mochi", "biscuit", "tilly", "rollo")  # two pets, two things
+PRIOR = 100  # pictures of the class
+NAMED = ("scene", "accessory", "style", "relation")
+
+
+def dreambooth_recipe(sd: StableDiffusion, folder: Path, noun: str, weight: float, rank: int | None = None) -> Recipe:
+    prior = dreambooth.prior_examples(sd, noun, PRIOR) if weight else None
+    return dreambooth.recipe(sd, folder, noun=noun, prior=prior, prior_weight=weight, rank=rank)
+
+
+def custom_recipe(sd: StableDiffusion, folder: Path, noun: str, regularised: bool) -> Recipe:
+    pictures = [toybox_regularisation(sd, noun, 200)] if regularised else []
+    return custom_diffusion.recipe(sd, custom_diffusion.Subject(folder, "<v>", noun), regularisation=pictures)
+
+
+# method -> (recipe, what stands for the subject in a prompt)
+METHODS: dict[str, tuple[Callable[[StableDiffusion, Path, str], Recipe], str]] = {
+    "textual_inversion": (lambda sd, f, noun: textual_inversion.recipe(sd, f, token="<v>", noun=noun), "<v>"),
+    "dreambooth": (lambda sd, f, noun: dreambooth_recipe(sd, f, noun, 1.0), "sks {noun}"),
+    "dreambooth_no_prior": (lambda sd, f, noun: dreambooth_recipe(sd, f, noun, 0.0), "sks {noun}"),
+    "lora": (lambda sd, f, noun: dreambooth_recipe(sd, f, noun, 0.0, rank=4), "sks {noun}"),
+    "custom_diffusion": (lambda sd, f, noun: custom_recipe(sd, f, noun, True), "<v> {noun}"),
+    "custom_diffusion_no_regularisation": (lambda sd, f, noun: custom_recipe(sd, f, noun, False), "<v> {noun}"),
+}
+
+
+class Bench:
+    """The base model, those who score it, and what they saw of the base model."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.args = args
+        self.sd = stable_diffusion.load(args.model)
+        self.judge = judging.load_judge(self.sd.device)
+        self.clip = CLIPModel.from_pretrained(args.model / "clip", dtype=torch.float32).eval().to(self.sd.device)
+        self.class_before: dict[str, Tensor] = {}
+
+    def draw(self, prompts: list[str], seed: int) -> Tensor:
+        """(len(prompts) * images, 3, 64, 64): `images` of each prompt, from noises that depend on the seed alone."""
+        count, args = self.args.images, self.args
+        noise = self.sd.noise(len(prompts) * count, seed=seed)
+        return self.sd.sample(prompts, w=args.w, steps=args.steps, x_T=noise, batch=16)
+
+    @torch.no_grad()
+    def individual(self, x: Tensor) -> Tensor:
+        return torch.cat([self.judge.individual(part) for part in x.split(100)])
+
+    @torch.no_grad()
+    def clip_t(self, x: Tensor, prompts: list[str]) -> Tensor:
+        ids = self.sd.tokenizer(prompts, padding="longest", truncation=True, return_tensors="pt").input_ids
+        image = self.clip.visual_projection(self.clip.vision_model(pixel_values=x).pooler_output)
+        text = self.clip.text_projection(self.clip.text_model(input_ids=ids.to(x.device)).pooler_output)
+        return F.cosine_similarity(image, text)
+
+    def spread(self, x: Tensor) -> Tensor:
+        """For each prompt the mean distance of two of its samples, in the judge's features: (prompts,)."""
+        features = judging.answers(self.judge, x)[1].view(-1, self.args.images, self.judge.identity.in_features)
+        return torch.stack([torch.pdist(rows).mean() for rows in features])
+
+    def class_samples(self, noun: str) -> Tensor:
+        return self.draw([f"a photo of a {noun}"] * 8, seed=7)
+
+    def measure(self, subject: toybox_subjects.Subject, name: str) -> dict:
+        """All figures of one model and subject; `name` stands for the subject in prompts."""
+        count, noun = self.args.images, subject.noun
+        templates, fields = zip(*toybox_subjects.prompts(subject.name), strict=True)
+        specs = [subject.spec(seed=0, **f) for f in fields]
+        pixels = lambda specs: torch.stack([torch.from_numpy(render(s)) for s in specs]).permute(0, 3, 1, 2) / 127.5 - 1  # noqa: E731
+        references = self.individual(pixels(toybox_subjects.references(subject.name)))
+        truth = self.individual(pixels(specs)).repeat_interleave(count, dim=0)
+        x = self.draw([template.format(name) for template in templates], seed=3)
+        own = self.individual(x)
+        by_prompt = {
+            "fidelity": (own @ references.T).mean(1),
+            "truth": (own * truth).sum(1),
+            "prompt": self.named(x, specs, fields),
+            "clip_t": self.clip_t(x, [t.format(noun) for t in templates for _ in range(count)]),
+        }
+        by_prompt = {key: value.view(-1, count).mean(1) for key, value in by_prompt.items()}
+        of_class = self.class_samples(noun)
+        by_prompt |= {"diversity": self.spread(x), "spread": self.spread(of_class)}
+        by_prompt["drift"] = (self.individual(of_class) @ references.T).mean(1).view(-1, count).mean(1)
+        before, after = (judging.answers(self.judge, images)[1] for images in (self.class_before[noun], of_class))
+        by_prompt["others"] = (before - after).norm(dim=1).view(-1, count).mean(1)
+        row = {}
+        for key, value in by_prompt.items():
+            row |= {key: round(value.mean().item(), 4), f"{key}_ci": round(interval(value), 4)}
+        return row | {"fidelity_by_prompt": [round(v, 3) for v in by_prompt["fidelity"].tolist()]}
+
+    def named(self, x: Tensor, specs, fields) -> Tensor:
+        """For each sample the share of the named attributes that the judge reads off it."""
+        logits, said = judging.answers(self.judge, x)[0], judging.labels(specs)
+        shares = []
+        for k, field in enumerate(fields):
+            rows = slice(k * self.args.images, (k + 1) * self.args.images)
+            right = [logits[n][rows].argmax(1) == said[n][k] for n in NAMED if n in field]
+            shares.append(torch.stack(right).float().mean(0))
+        return torch.cat(shares)
+
+    def row(self, subject: toybox_subjects.Subject, method: str) -> dict:
+        """Learn a subject by a method, and measure."""
+        make, name = METHODS[method]
+        if subject.noun not in self.class_before:
+            self.class_before[subject.noun] = self.class_samples(subject.noun)
+        if method == "base":
+            return self.measure(subject, subject.noun)
+        start = time.perf_counter()
+        with make(self.sd, REPOSITORY / "data" / "subjects" / subject.name, subject.noun) as recipe:
+            prepared = time.perf_counter()
+            for _ in finetune(self.sd, recipe):
+                pass
+            done, concept = time.perf_counter(), concept_of(recipe)
+            row = self.measure(subject, name.format(noun=subject.noun))
+        return row | dict(
+            seconds_to_prepare=round(prepared - start, 1), seconds_to_train=round(done - prepared, 1),
+            steps=recipe.settings.steps, lr=recipe.settings.lr, batch_size=recipe.settings.batch_size,
+            tensors=len(concept.tensors), parameters=sum(v.numel() for v in concept.tensors.values()),
+            bytes=concept.bytes,
+        )  # fmt: skip
+
+
+METHODS["base"] = (None, "{noun}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=CHECKPOINTS / "toybox-sd")
+    parser.add_argument("--out", type=Path, default=RESULTS / "personalization.json")
+    parser.add_argument("--subjects", nargs="+", default=list(SUBJECTS), choices=list(toybox_subjects.SUBJECTS))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--images", type=int, default=4, help="samples of each prompt")
+    parser.add_argument("--steps", type=int, default=20, help="DDIM steps")
+    parser.add_argument("--w", type=float, default=5.0, help="guidance")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    weights = {str(p.relative_to(args.model)): sha256(p)[:16] for p in sorted(args.model.rglob("*.safetensors"))}
+    setting = dict(images=args.images, steps=args.steps, w=args.w, weights=weights)
+    result = dict(setting, made_by="training/toybox_personalize.py", rows={})
+    if args.out.is_file():
+        earlier = json.loads(args.out.read_text())
+        if {key: earlier.get(key) for key in setting} == setting:
+            result = earlier
+    bench = Bench(args)
+    for name in args.subjects:
+        for method in args.methods:
+            if method in result["rows"].setdefault(name, {}):
+                continue
+            row = bench.row(toybox_subjects.SUBJECTS[name], method)
+            result["rows"][name][method] = row
+            result.update(device=device_name(), date=datetime.date.today().isoformat(), torch=torch.__version__)
+            args.out.write_text(json.dumps(result, indent=1) + "\n")
+            print(name, method, {k: v for k, v in row.items() if not isinstance(v, list)}, flush=True)
+
+
+if __name__ == "__main__":
+    main()
