@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from course_lib.diffusion.ddpm import posterior, predict_x0, q_sample, simple_loss
+from course_lib.diffusion.ddpm import noise_errors, posterior, predict_x0, q_sample, simple_loss
 from course_lib.diffusion.schedule import cosine, linear
 
 SCHEDULE = linear()
@@ -135,8 +135,57 @@ def test_the_weighting_v_is_the_loss_on_v():
     torch.testing.assert_close(simple_loss(eps_model, x0, SCHEDULE, generator(5), "v"), (v - v_hat).square().mean())
 
 
+TIMES = [1, 2, 100, 400, 700, 1000]
+WEIGHTS = {"eps": lambda abar: 1.0, "v": lambda abar: 1 / abar, "min_snr": lambda abar: min(5 * (1 - abar) / abar, 1)}
+
+
+def errors_by_hand(x0, eps, weighting, mask):
+    """Picture by picture, number by number."""
+    found = []
+    for i, t in enumerate(TIMES):
+        abar = SCHEDULE.alpha_bar[t].item()
+        xt = abar**0.5 * x0[i] + (1 - abar) ** 0.5 * eps[i]
+        error = eps_model(xt[None], torch.tensor([t]))[0] - eps[i]
+        shown = [error[c, mask[i, 0] == 1] for c in range(len(error))]
+        found.append(WEIGHTS[weighting](abar) * torch.cat(shown).square().mean())
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("weighting", WEIGHTS)
+def test_noise_errors_are_one_number_for_each_picture(weighting):
+    x0, eps, t = randn(6, 4, 8, 8), randn(6, 4, 8, 8, seed=1), torch.tensor(TIMES)
+    ones, mask = torch.ones(6, 1, 8, 8), (randn(6, 1, 8, 8, seed=2) > 0).double()
+    plain = noise_errors(eps_model, x0, t, eps, SCHEDULE, weighting)
+    assert plain.shape == (6,)
+    torch.testing.assert_close(plain, errors_by_hand(x0, eps, weighting, ones))
+    torch.testing.assert_close(noise_errors(eps_model, x0, t, eps, SCHEDULE, weighting, ones), plain)
+    # the mask has one channel and the picture four: the mean is over four times as many numbers
+    masked = noise_errors(eps_model, x0, t, eps, SCHEDULE, weighting, mask)
+    torch.testing.assert_close(masked, errors_by_hand(x0, eps, weighting, mask))
+    hidden = torch.where(mask == 1, x0, 1e3)  # what is hidden may be anything: this model looks at single places
+    torch.testing.assert_close(noise_errors(eps_model, hidden, t, eps, SCHEDULE, weighting, mask), masked)
+
+
+def test_min_snr_holds_back_the_times_with_little_noise():
+    t = torch.arange(1, 1001)
+    x0 = torch.zeros(1000, 1, 1, 1, dtype=torch.float64)
+    weights = noise_errors(lambda xt, t: 0 * xt, x0, t, x0 + 1, SCHEDULE, "min_snr")  # the error is 1 everywhere
+    snr = SCHEDULE.alpha_bar[1:] / (1 - SCHEDULE.alpha_bar[1:])
+    torch.testing.assert_close(weights[snr <= 5], torch.ones_like(weights[snr <= 5]), rtol=0, atol=0)
+    torch.testing.assert_close((weights * snr)[snr > 5], torch.full_like(weights[snr > 5], 5.0))
+    assert 0 < (snr > 5).sum() < 1000
+
+
+@pytest.mark.parametrize("weighting", WEIGHTS)
+def test_simple_loss_is_the_mean_of_noise_errors(weighting):
+    x0 = randn(6, 3, 8, 8)
+    t, eps = draws_of_the_loss(x0, 5)
+    errors = noise_errors(eps_model, x0, t, eps, SCHEDULE, weighting)
+    torch.testing.assert_close(simple_loss(eps_model, x0, SCHEDULE, generator(5), weighting), errors.mean())
+
+
 def test_another_weighting_is_refused():
-    with pytest.raises(ValueError, match=r"^weighting: expected 'eps' or 'v', got 'snr'$"):
+    with pytest.raises(ValueError, match=r"^weighting: expected 'eps', 'v' or 'min_snr', got 'snr'$"):
         simple_loss(lambda xt, t: xt, torch.zeros(1, 3, 4, 4), SCHEDULE, weighting="snr")
 
 

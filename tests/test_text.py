@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers.loaders import TextualInversionLoaderMixin
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from course_lib.latent import text
@@ -95,6 +96,28 @@ def test_a_new_token_starts_as_the_word_it_came_from(encoder, tokenizer):
         of, apostrophe, s = tokenizer.convert_tokens_to_ids(["of</w>", "'", "s</w>"])
         size = table.shape[0]
         assert ids[1:7] == [size, of, size + 1, apostrophe, s, size]
+
+
+def test_a_word_of_several_vectors_is_written_out(encoder, tokenizer):
+    rows = ["<v>", "<v>_1", "<v>_2", "<w>"]
+    assert text.expand(tokenizer, "a <v>") == "a <v>"  # not a new word yet
+    with NewTokens.attach(encoder, tokenizer, dict.fromkeys(rows, "cat")) as new:
+        assert text.expand(tokenizer, "a <v> of") == "a <v> <v>_1 <v>_2 of"
+        theirs = TextualInversionLoaderMixin().maybe_convert_prompt("a <v> of", tokenizer)
+        assert text.expand(tokenizer, "a <v> of") == theirs
+        assert text.expand(tokenizer, "<v>, <w> <v>") == "<v> <v>_1 <v>_2, <w> <v> <v>_1 <v>_2"
+        for same in ("a cat", "", "<w>", "<u> <", "the row <v>_1", "x<y>_z"):
+            assert text.expand(tokenizer, same) == same
+        size = new.table.num_embeddings
+        both = text.tokenize(tokenizer, ["<v> cat", "<v>_2 cat"])
+        cat, end = tokenizer.convert_tokens_to_ids("cat</w>"), tokenizer.eos_token_id
+        assert both[0, 1:6].tolist() == [size, size + 1, size + 2, cat, end]
+        assert both[1, 1:4].tolist() == [size + 2, cat, end]
+        found = text.words(tokenizer, "a <v> cat")  # where the UNet sees each
+        assert found == [("a", [1]), ("<v>", [2]), ("<v>_1", [3]), ("<v>_2", [4]), ("cat", [5])]
+        with pytest.warns(UserWarning, match=r"^prompt: more than 14 tokens, left out: 'tiger'$"):
+            text.tokenize(tokenizer, "cat " * 11 + "<v> tiger")  # counted as written out
+    assert text.expand(tokenizer, "a <v>") == "a <v>"
 
 
 def test_only_the_new_rows_move(encoder, tokenizer):

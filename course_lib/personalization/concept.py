@@ -5,8 +5,10 @@ Derived in: notebooks/11_textual_inversion.ipynb, section "Five pictures".
 Frozen networks see each picture once: the autoencoder's posterior is kept, and a batch only draws from it.
 """
 
+import contextlib
 import hashlib
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -77,14 +80,15 @@ def open_image(path: str | Path) -> Image.Image:
     """
     try:
         with Image.open(path) as file:
-            if getattr(file, "n_frames", 1) > 1:
-                raise ValueError(f"images: expected still pictures, got an animation of {file.n_frames} frames: {path}")
+            frames = 1 if file.format == "MPO" else getattr(file, "n_frames", 1)  # an MPO is a phone's JPEG
             image = ImageOps.exif_transpose(file)
             image.load()
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # a damaged file makes decoders raise almost anything
         raise ValueError(
             f"images: expected a PNG, JPEG or WebP picture, but {path} can not be read ({error}); remove or replace it"
         ) from error
+    if frames > 1:
+        raise ValueError(f"images: expected still pictures, got an animation of {frames} frames: {path}")
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image, dtype=np.float64)
         values = values / 257 if values.max() > 255 else values
@@ -104,9 +108,9 @@ def open_images(source: str | Path | Sequence) -> list[Image.Image]:
         folder = Path(source).expanduser()
         if not folder.is_dir():
             raise ValueError(f"images: expected a folder with pictures, but {folder} is none")
-        files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-        source = [path for path in files if path.suffix.lower() in SUFFIXES]
+        source = _picture_files(folder)
         if not source:
+            files = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
             found = f"only {', '.join(path.name for path in files[:3])}" if files else "nothing"
             raise ValueError(f"images: expected PNG, JPEG or WebP files in {folder}, found {found}")
     images = [one.convert("RGB") if isinstance(one, Image.Image) else open_image(one) for one in source]
@@ -115,19 +119,24 @@ def open_images(source: str | Path | Sequence) -> list[Image.Image]:
     return images
 
 
+def _picture_files(folder: Path) -> list[Path]:
+    """In the order of their names, without hidden ones."""
+    files = (path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    return sorted(path for path in files if path.suffix.lower() in SUFFIXES)
+
+
 def captions_beside(folder: str | Path) -> list[str] | None:
     """What <picture>.txt beside each picture of a folder says; None where no picture has one.
 
     Raises ValueError if only some pictures have a caption.
     """
-    files = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in SUFFIXES)
-    texts = [path.with_suffix(".txt") for path in files]
+    texts = [path.with_suffix(".txt") for path in _picture_files(Path(folder).expanduser())]
     missing = [text.name for text in texts if not text.is_file()]
     if len(missing) == len(texts):
         return None
     if missing:
         raise ValueError(f"captions: expected a text file for each picture, missing {', '.join(missing[:3])}")
-    return [text.read_text(encoding="utf-8").strip() for text in texts]
+    return [text.read_text(encoding="utf-8-sig").strip() for text in texts]
 
 
 def to_tensor(image: Image.Image, size: int) -> Tensor:
@@ -163,7 +172,7 @@ def examples(sd: StableDiffusion, images, name: str, *, templates: Sequence[str]
     per picture instead, in which {} may stand too; by default those beside the pictures, if there are any.
     flip: add the mirrored pictures (not for faces and lettering).  size: of the square, by default the model's own.
     """
-    if captions is None and isinstance(images, (str, Path)) and Path(images).is_dir():
+    if captions is None and isinstance(images, (str, Path)) and Path(images).expanduser().is_dir():
         captions = captions_beside(images)
     images = open_images(images)
     if captions is not None and len(captions) != len(images):
@@ -237,16 +246,22 @@ def generated_examples(sd: StableDiffusion, prompt: str, count: int = 100, *, w:
     folder = Path(folder) if folder else settings.cache_dir() / "prior"
     key = f"{fingerprint(sd).tolist()} {prompt} w{w} steps{steps} seed{seed}"
     path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
-    have = load_file(path)["z0"] if path.is_file() else torch.empty(0)
+    have = torch.empty(0)
+    if path.is_file():
+        with contextlib.suppress(SafetensorError):  # a damaged file is drawn again
+            have = load_file(path)["z0"]
     if len(have) < count:
         eps_model, parts = sd.guided(prompt, w), [have] if len(have) else []
         for k in range(len(have), count, 8):
             x_T = torch.cat([sd.noise(1, seed=seed * 1_000_003 + i) for i in range(k, min(k + 8, count))])
             parts.append(samplers.last(samplers.ddim(eps_model, x_T, sd.schedule, steps, clip=False)).cpu())
         have = torch.cat(parts)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({"z0": have}, path.with_suffix(".tmp"), metadata={"prompt": prompt})
-        os.replace(path.with_suffix(".tmp"), path)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file({"z0": have}, path.with_suffix(".tmp"), metadata={"prompt": prompt})
+            os.replace(path.with_suffix(".tmp"), path)
+        except (OSError, SafetensorError) as error:
+            warnings.warn(f"{path} can not be written ({error}); the pictures will be drawn again", stacklevel=2)
     z0 = have[:count].to(sd.device)
     return Examples(z0, torch.zeros_like(z0), [(prompt,)] * count)
 
@@ -258,3 +273,10 @@ def fingerprint(sd: StableDiffusion) -> Tensor:
     """
     parts = (*sd.unet.parameters(), *sd.text_encoder.parameters())
     return torch.stack([p.detach().flatten()[0].float().cpu() for p in parts])
+
+
+def same_model(ours: Tensor, theirs: Tensor) -> bool:
+    """Whether two fingerprints are of one model: half precision rounds, so nearly all numbers have to agree."""
+    return (
+        ours.shape == theirs.shape and torch.isclose(ours, theirs.float(), rtol=0.02, atol=1e-3).float().mean() > 0.95
+    )

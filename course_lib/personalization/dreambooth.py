@@ -46,12 +46,16 @@ def recipe(sd: StableDiffusion, images, *, noun: str, token: str = "sks", prior:
     made = begin(sd, method, terms, settings, token=token, noun=noun, prior_weight=prior_weight if prior else 0.0,
                  rank=rank, text=text)  # fmt: skip
     parts = {"unet": sd.unet} | ({"text_encoder": sd.text_encoder} if text else {})
-    for part, network in parts.items():
-        if rank is None:
-            params = {f"{part}.{key}": param for key, param in network.named_parameters()}
-            made.params |= learn(made.undo, params)
-        else:
-            made.params |= add_lora(network, rank, made.undo, prefix=f"{part}.")
+    try:
+        for part, network in parts.items():
+            if rank is None:
+                params = {f"{part}.{key}": param for key, param in network.named_parameters()}
+                made.params |= learn(made.undo, params)
+            else:
+                made.params |= add_lora(network, rank, made.undo, prefix=f"{part}.")
+    except BaseException:
+        made.close()
+        raise
     made.text_learns = text
     return made
 

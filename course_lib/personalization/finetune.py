@@ -17,12 +17,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from course_lib.diffusion.ddpm import noise_errors
 from course_lib.latent.stable_diffusion import StableDiffusion
 from course_lib.latent.text import NewTokens
-from course_lib.personalization.concept import Examples, fingerprint
+from course_lib.personalization.concept import Examples, fingerprint, same_model
 
 
 @dataclass
@@ -138,7 +139,7 @@ class Features:
 
     def _fixed(self, prompt: str) -> bool:
         tokens = self.recipe.tokens.tokens if self.recipe.tokens else ()
-        return not self.recipe.text_learns and not any(token in prompt for token in tokens)
+        return not self.recipe.text_learns and not any(token in prompt.lower() for token in tokens)
 
     def __call__(self, prompts: list[str]) -> Tensor:
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.known]
@@ -187,15 +188,15 @@ def finetune(sd: StableDiffusion, recipe: Recipe, *, checkpoint: str | Path | No
     """Train a recipe; yields (step, loss) after each step, to plot, sample, save or stop.
 
     The loss stays on its device: read it now and then, as reading waits for the device.
-    checkpoint: a file; the state is written there every `save_every` steps, and a later call goes on from it bit for
-    bit.  accelerator: for several processes (`accelerate launch`); by default one, in the model's precision.
+    checkpoint: a file; the state is written there every `save_every` steps, at the end, and where the caller leaves
+    the loop; a later call goes on from it bit for bit.  accelerator: for several processes (`accelerate launch`); by
+    default one, in the model's precision.
     Raises FloatingPointError if the loss is not a number, RuntimeError if memory is short, ValueError if the
     checkpoint is of another training; the checkpoint on disk stays good.
     Derived in: notebooks/11_textual_inversion.ipynb, section "The loop".
     """
     s, params = recipe.settings, list(recipe.params.values())
-    half = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(sd.dtype, "no")
-    accelerator = accelerator or Accelerator(mixed_precision=half, cpu=sd.device.type == "cpu")
+    accelerator = accelerator or _accelerator(sd)
     optimizer = accelerator.prepare_optimizer(_optimizer(s, params))
     features, done, checked = Features(sd, recipe), 0, torch.zeros((), device=sd.device)
     path = Path(checkpoint) if checkpoint else None
@@ -212,23 +213,44 @@ def finetune(sd: StableDiffusion, recipe: Recipe, *, checkpoint: str | Path | No
                 _within_memory(accelerator.backward, loss)
                 total = total + loss.detach()
             if processes > 1:
-                for param in params:
-                    param.grad = accelerator.reduce(param.grad, "mean")
+                for param in params:  # a word that no prompt of this process has got no gradient
+                    grad = torch.zeros_like(param) if param.grad is None else param.grad
+                    param.grad = accelerator.reduce(grad, "mean")
             accelerator.clip_grad_norm_(params, s.clip)
             for group in optimizer.param_groups:
                 group["lr"] = s.lr * min(1.0, step / (s.warmup or 1))
             checked = checked + total
             if step % 20 == 0 or step == s.steps or (path and step % save_every == 0):
                 _check_finite(checked, step, path)  # before the weights take it in
-            optimizer.step()
+            _within_memory(optimizer.step)
             optimizer.zero_grad(set_to_none=True)
-            if path and (step % save_every == 0 or step == s.steps) and accelerator.is_main_process:
-                try:
-                    save_state(path, recipe, optimizer, accelerator, step)
-                except OSError as error:
-                    warnings.warn(f"{path}: the state of step {step} was not saved ({error}); training goes on, and "
-                                  "the state saved before is whole", stacklevel=2)  # fmt: skip
-            yield step, total
+            saved = bool(path) and (step % save_every == 0 or step == s.steps)
+            if saved:
+                _keep_state(path, recipe, optimizer, accelerator, step)
+            try:
+                yield step, total
+            except GeneratorExit:  # the caller leaves the loop here, and may want to go on later
+                learning = all(param.requires_grad for param in params)  # False once the recipe is closed
+                if path and not saved and learning and torch.isfinite(checked):
+                    _keep_state(path, recipe, optimizer, accelerator, step)
+                raise
+
+
+def _keep_state(path: Path, recipe: Recipe, optimizer, accelerator: Accelerator, step: int) -> None:
+    """Save the state in one process of all; a full disk is no reason to end a training."""
+    try:
+        if accelerator.is_main_process:
+            save_state(path, recipe, optimizer, accelerator, step)
+    except OSError as error:
+        warnings.warn(f"{path}: the state of step {step} was not saved ({error}); training goes on, and the state "
+                      "saved before is whole", stacklevel=3)  # fmt: skip
+
+
+def _accelerator(sd: StableDiffusion) -> Accelerator:
+    """In the model's precision; accelerate would keep the one of the first training for the whole process."""
+    half = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(sd.dtype, "no")
+    AcceleratorState._reset_state()
+    return Accelerator(mixed_precision=half, cpu=sd.device.type == "cpu")
 
 
 def _optimizer(s: Settings, params: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -281,6 +303,7 @@ def save_state(path: Path, recipe: Recipe, optimizer, accelerator: Accelerator, 
     """Write it in one go: a kill, or a full disk, leaves the old file whole."""
     state = dict(
         step=step, method=recipe.method, settings=asdict(recipe.settings), about=recipe.about,
+        fingerprint=recipe.fingerprint,
         params={name: param.detach() for name, param in recipe.params.items()}, optimizer=optimizer.state_dict(),
         scaler=accelerator.scaler.state_dict() if accelerator.scaler else None,
     )  # fmt: skip
@@ -297,6 +320,8 @@ def save_state(path: Path, recipe: Recipe, optimizer, accelerator: Accelerator, 
 def load_state(path: Path, recipe: Recipe, optimizer, accelerator: Accelerator) -> int:
     """Put the saved state in; returns its step. Raises ValueError if it is of another training."""
     state = torch.load(path, map_location="cpu", weights_only=True)
+    if not same_model(recipe.fingerprint, state["fingerprint"]):
+        raise ValueError(f"sd: {path} was written on another base model; load that one, or begin with another file")
     ours = asdict(recipe.settings) | {"method": recipe.method} | recipe.about
     theirs = state["settings"] | {"method": state["method"]} | state["about"]
     for name in ours:

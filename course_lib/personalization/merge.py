@@ -10,14 +10,14 @@ from torch import Tensor
 
 from course_lib.latent import text
 from course_lib.latent.stable_diffusion import StableDiffusion
-from course_lib.personalization.saving import Concept, applied, check_base, only_tokens
+from course_lib.personalization.saving import Concept, applied, check_base, only_tokens, uncompressed
 
 PROMPTS = ("{}", "photo of a {}")  # around the words whose features each concept keeps
 
 
 @torch.no_grad()
 def merge_concepts(sd: StableDiffusion, concepts: Sequence[Concept], captions: Sequence[str],
-                   ridge: float = 1e-10) -> Concept:  # fmt: skip
+                   ridge: float = 1e-6) -> Concept:  # fmt: skip
     """One concept with the words of all, from several that Custom Diffusion learnt one by one.
 
     captions: 200 to 1000 ordinary sentences, for which the model shall stay as it is.
@@ -28,8 +28,11 @@ def merge_concepts(sd: StableDiffusion, concepts: Sequence[Concept], captions: S
     """
     if len(concepts) < 2 or any(concept.method != "custom_diffusion" for concept in concepts):
         raise ValueError(f"concepts: expected two or more of custom_diffusion, got {[c.method for c in concepts]}")
+    if not captions:
+        raise ValueError("captions: expected at least one sentence, got none")
     for concept in concepts:
         check_base(sd, concept)
+    concepts = [uncompressed(sd, concept) for concept in concepts]
     about = {key: [value for c in concepts for value in c.about[key]] for key in ("tokens", "nouns", "rows")}
     with applied(sd, *[only_tokens(concept) for concept in concepts]):
         targets = [_word_features(sd, concept.about) for concept in concepts]
@@ -63,7 +66,7 @@ def _word_features(sd: StableDiffusion, about: dict) -> Tensor:
 
 
 def merge_weights(weights: Sequence[Tensor], base: Tensor, targets: Sequence[Tensor], regularisation: Tensor,
-                  ridge: float = 1e-10) -> Tensor:  # fmt: skip
+                  ridge: float = 1e-6) -> Tensor:  # fmt: skip
     """One W that treats each concept's words as its own fine-tuned W does, and changes least for other captions.
 
     min || W C_reg^T - W_0 C_reg^T ||_F  such that  W C^T = V,  V = [W_1 C_1^T, W_2 C_2^T, ...]

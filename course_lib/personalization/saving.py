@@ -19,7 +19,7 @@ from torch import Tensor
 
 from course_lib.latent.stable_diffusion import StableDiffusion
 from course_lib.latent.text import NewTokens
-from course_lib.personalization.concept import fingerprint
+from course_lib.personalization.concept import fingerprint, same_model
 from course_lib.personalization.dreambooth import add_lora
 from course_lib.personalization.finetune import Recipe
 
@@ -31,7 +31,8 @@ LICENCE = "The licence of the base model applies, and the rights to the pictures
 class Concept:
     """What a recipe trained: named tensors, and what one needs to know to use them.
 
-    tensors: "tokens" (n, D), "unet.<name>", "text_encoder.<name>", in LoRA "....lora.down" and ".up"; on the CPU.
+    tensors: "tokens" (n, D), "unet.<name>", "text_encoder.<name>", in LoRA "....lora.down" and ".up", compressed
+    "....u" and ".v" (see `uncompressed`); on the CPU.
     method, base (name of the model), about (token, noun, rows ...): as in the recipe; settings: how it was trained.
     fingerprint: of the base model, see `concept.fingerprint`; None if the file's maker did not say.
     """
@@ -52,6 +53,24 @@ class Concept:
 def only_tokens(concept: Concept) -> Concept:
     """The words of a concept without its weights."""
     return replace(concept, tensors={name: value for name, value in concept.tensors.items() if name == "tokens"})
+
+
+def uncompressed(sd: StableDiffusion, concept: Concept) -> Concept:
+    """The concept with whole weights: each pair of thin "<name>.u", "<name>.v" becomes <name> = W_0 + u v.
+
+    The pairs are `merge.compress` of W - W_0.  sd: the model of W_0, in which nothing is applied.
+    """
+    thin = [name.removesuffix(".u") for name in concept.tensors if name.endswith(".u")]
+    if not thin:
+        return concept
+    base = {f"unet.{name}": param for name, param in sd.unet.named_parameters()}
+    tensors = {name: value for name, value in concept.tensors.items() if not name.endswith((".u", ".v"))}
+    for name in thin:
+        u, v = (concept.tensors.get(f"{name}.{side}", torch.empty(0)).float() for side in "uv")
+        if name not in base or u.ndim != 2 or v.ndim != 2 or (len(u), v.shape[1]) != tuple(base[name].shape):
+            raise ValueError(f"concept: expected u and v of a weight of this model, got others for {name}")
+        tensors[name] = base[name].detach().float().cpu() + u @ v
+    return replace(concept, tensors=tensors)
 
 
 def concept_of(recipe: Recipe) -> Concept:
@@ -107,10 +126,7 @@ def check_base(sd: StableDiffusion, concept: Concept) -> None:
     """Raise a ValueError if a concept was trained on another model: its numbers would mean nothing here."""
     if concept.fingerprint is None:
         return
-    ours = fingerprint(sd)
-    same = ours.shape == concept.fingerprint.shape
-    # half precision rounds, training moves: of the same base nearly all numbers agree
-    if not same or torch.isclose(ours, concept.fingerprint.float(), rtol=0.02, atol=1e-3).float().mean() < 0.95:
+    if not same_model(fingerprint(sd), concept.fingerprint):
         raise ValueError(f"concept: expected one that was trained on this model, {sd.name!r}, got one of "
                          f"{concept.base!r} with other weights; load that model, or train it anew")  # fmt: skip
 
@@ -123,19 +139,21 @@ def applied(sd: StableDiffusion, *concepts: Concept) -> Iterator[StableDiffusion
             sd.sample("a photo of a <v> dog on the moon")
 
     Raises ValueError if a concept is of another base model, has a token that exists, or two change the same weights
-    (see `custom_diffusion.merge_concepts`).
+    (see `merge.merge_concepts`).
     """
     for concept in concepts:
         check_base(sd, concept)
+    concepts = [uncompressed(sd, concept) for concept in concepts]
     names = [name for concept in concepts for name in concept.tensors if name != "tokens"]
     twice = {name for name in names if names.count(name) > 1}
     if twice:
         raise ValueError(f"concepts: expected each to change other weights, but {len(twice)} are changed twice, such "
                          f"as {min(twice)}; merge the concepts first")  # fmt: skip
     with contextlib.ExitStack() as undo:
-        _attach_tokens(sd, concepts, undo)
-        for concept in concepts:
+        # before the tokens, under which the embedding table has another name, as layers have inside LoRA
+        for concept in sorted(concepts, key=lambda concept: concept.method == "lora"):
             _put_weights(sd, concept, undo)
+        _attach_tokens(sd, concepts, undo)
         yield sd
 
 

@@ -29,6 +29,8 @@ def recipe(sd: StableDiffusion, images, *, token: str = "<v>", noun: str = "obje
     """
     if not isinstance(vectors, int) or vectors < 1:
         raise ValueError(f"vectors: expected a whole number of at least 1, got {vectors!r}")
+    if captions is not None and not all("{}" in caption or token in caption for caption in captions):
+        raise ValueError(f"captions: expected {token} or {{}} in each, as the word is all that learns, got {captions}")
     examples = concept.examples(sd, images, token, templates=templates, captions=captions, flip=flip)
     made = begin(sd, "textual_inversion", [Term(examples)], settings or default(sd), token=token, noun=noun)
     return add_tokens(made, sd, {token: noun}, vectors)

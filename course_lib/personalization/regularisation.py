@@ -1,0 +1,48 @@
+"""Pictures that hold the meaning of a class while one of its members is learnt: found by their captions.
+
+Derived in: notebooks/13_custom_diffusion.ipynb, section "Pictures that hold the class".
+"""
+
+from pathlib import Path
+
+import torch
+
+from course_lib.data.toybox import render
+from course_lib.data.toybox_sets import pair_spec
+from course_lib.latent.stable_diffusion import StableDiffusion
+from course_lib.personalization import concept
+from course_lib.personalization.concept import Examples
+from course_lib.personalization.custom_diffusion import retrieve
+
+SEARCHED = 2000  # captions that are searched, at least
+
+
+def toybox_regularisation(sd: StableDiffusion, noun: str, count: int = 100, *, threshold: float = 0.85) -> Examples:
+    """At most `count` pictures that the Toybox model learnt from, those whose captions are nearest to the class.
+
+    Only these are drawn. Source: Kumari et al. 2023, section 3.2.
+    Raises ValueError for a count below 1, or if no caption is near enough.
+    """
+    if not isinstance(count, int) or count < 1:
+        raise ValueError(f"regularisation: expected a whole number of at least 1, got {count!r}")
+    pairs = [pair_spec(k) for k in range(max(SEARCHED, 20 * count))]
+    found = retrieve(sd, [caption for _, caption in pairs], f"a photo of a {noun}", count, threshold)
+    size = concept.picture_size(sd)
+    images = torch.stack([torch.from_numpy(render(pairs[k][0], size)) for k in found])  # (V, H, W, 3)
+    return concept.encode(sd, images.permute(0, 3, 1, 2).float() / 127.5 - 1, [(pairs[k][1],) for k in found])
+
+
+def folder_regularisation(sd: StableDiffusion, folder: str | Path, noun: str, count: int = 200, *,
+                          threshold: float = 0.85) -> Examples:  # fmt: skip
+    """At most `count` of the pictures in a folder, those whose captions (<picture>.txt) are nearest to the class.
+
+    Raises ValueError if a caption is missing, a picture can not be read, or no caption is near enough.
+    """
+    concept.open_images(folder)  # names what can not be read
+    captions = concept.captions_beside(folder)
+    if captions is None:
+        raise ValueError(f"regularisation: expected a caption beside each picture, such as 1.txt beside 1.png, but "
+                         f"{folder} has none")  # fmt: skip
+    files = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in concept.SUFFIXES)
+    found = retrieve(sd, captions, f"a photo of a {noun}", count, threshold)
+    return concept.examples(sd, [files[k] for k in found], noun, captions=[captions[k] for k in found])

@@ -1,0 +1,254 @@
+"""What `python -m course_lib.personalize train` does: check, plan, train, save; interrupted, it can go on.
+
+Used by: notebooks/11_textual_inversion.ipynb, section "Your own pictures".
+
+`args` is what the options of the command say, see course_lib/personalize.py.
+"""
+
+import contextlib
+import shlex
+import signal
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from course_lib.latent.stable_diffusion import load
+from course_lib.personalization import custom_diffusion, dreambooth, textual_inversion
+from course_lib.personalization import regularisation as found
+from course_lib.personalization.concept import open_images
+from course_lib.personalization.finetune import finetune
+from course_lib.personalization.memory import device_memory, memory_plan
+from course_lib.personalization.saving import save_concept
+
+# module, settings for the miniature and for others, and the options that only some methods have
+METHODS = {
+    "textual-inversion": ("textual_inversion", "TOYBOX", "SD15", {"vectors"}),
+    "dreambooth": ("dreambooth", "TOYBOX", "SD15", {"prior", "prior_weight"}),
+    "lora": ("dreambooth", "TOYBOX_LORA", "SD15_LORA", {"rank", "prior", "prior_weight"}),
+    "custom-diffusion": ("custom_diffusion", "TOYBOX", "SD15", {"regularisation", "similarity"}),
+}
+ONLY_SOME = set.union(*(own for *_, own in METHODS.values()))
+
+
+def train(args, write_grid):
+    """Check what was asked for, train, save; an interrupted training goes on from FILE.state.pt."""
+    begun, state = time.perf_counter(), args.out.with_name(args.out.name + ".state.pt")
+    check_train(args)
+    pictures = sum(len(open_images(folder)) for folder in args.images)
+    step, before = start_state(args, state)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    sd = load(args.base, args.device, low_memory=args.low_memory or None)
+    print(f"{pictures} pictures; the model is {sd.name} on {sd.device}")
+    with make_recipe(args, sd) as recipe:
+        learn = sum(param.numel() for param in recipe.params.values())
+        print(f"{args.method}: {learn:,} numbers learn, in {recipe.settings.steps} steps")
+        settings, words = memory_plan(sd, recipe, device_memory(sd.device), args.low_memory)
+        print(words)
+        # what saves memory leaves the result as it is, so a training goes on as it began
+        kept = {name: before[name] for name in ("gradient_checkpointing", "accumulate", "optimizer") if name in before}
+        recipe.settings = replace(settings, **kept)
+        if step and step >= settings.steps and args.out.exists():
+            raise ValueError(f"steps: expected more than the {step} of {state}, got {settings.steps}; raise --steps to "
+                             "go on, or add --fresh to begin anew")  # fmt: skip
+        if step:
+            print(f"goes on from step {step}, saved in {state}")
+        stopped = loop(args, sd, recipe, state, step, write_grid)
+        if stopped:
+            held = f"{state} holds step {stopped}" if state.is_file() else "no state could be saved"
+            print(f"\nStopped after step {stopped}; {held}: the same command goes on from there.", file=sys.stderr)
+            return 130
+        keep(args.out, recipe)
+    tell_end(args, state, time.perf_counter() - begun)
+    return 0
+
+
+def check_train(args):
+    """One token and one noun for each folder, and no option of another method; raises ValueError."""
+    own, several = METHODS[args.method][-1], args.method == "custom-diffusion" and len(args.images) > 1
+    for name in sorted(ONLY_SOME - own):
+        if getattr(args, name) is not None:
+            fits = " and ".join(method for method in METHODS if name in METHODS[method][-1])
+            raise ValueError(f"{name}: expected with {fits} only, got it with {args.method}; leave it out")
+    if len(args.images) > 1 and not several:
+        raise ValueError(f"images: expected one folder with {args.method}, got {len(args.images)}; several are learnt "
+                         "together with custom-diffusion")  # fmt: skip
+    if args.token is None:
+        one = "sks" if args.method in ("dreambooth", "lora") else "<v>"
+        args.token = [f"<v{k}>" for k in range(1, len(args.images) + 1)] if several else [one]
+    for name in ("token", "class_noun"):
+        if len(getattr(args, name)) != len(args.images):
+            raise ValueError(f"{name}: expected one for each of {len(args.images)} folders, got {getattr(args, name)}")
+    for name, least in (("prior", 0), ("sample_every", 0), ("save_every", 1)):
+        if (getattr(args, name) or least) < least:
+            raise ValueError(f"{name}: expected a whole number of at least {least}, got {getattr(args, name)}")
+    if args.out.suffix != ".safetensors":
+        raise ValueError(f"out: expected a name that ends in .safetensors, got {args.out}")
+
+
+def start_state(args, state):
+    """(step, settings) of the training that goes on, (0, {}) for a new one."""
+    if args.fresh:
+        state.unlink(missing_ok=True)
+    if not state.is_file():
+        if args.out.exists() and not args.fresh:
+            raise ValueError(f"out: expected a new file, but {args.out} exists; choose another name, or add --fresh to "
+                             "train it anew")  # fmt: skip
+        return 0, {}
+    try:
+        saved = torch.load(state, map_location="cpu", weights_only=True, mmap=True)
+        return saved["step"], saved["settings"]
+    except Exception as error:  # what torch raises for a damaged file is not fixed
+        raise ValueError(f"resume: expected the state of an earlier training, but {state} can not be read "
+                         f"({type(error).__name__}); add --fresh to begin anew") from error  # fmt: skip
+
+
+def make_recipe(args, sd):
+    """The recipe of the method that was asked for; what was not asked for is as the method's module has it."""
+    module, toybox, other, _ = METHODS[args.method]
+    modules = dict(custom_diffusion=custom_diffusion, dreambooth=dreambooth, textual_inversion=textual_inversion)
+    settings = getattr(modules[module], toybox if sd.name == "toybox" else other)
+    if module == "custom_diffusion":
+        settings = replace(settings, steps=settings.steps * (1 + len(args.images)) // 2)
+    given = {name: getattr(args, name) for name in ("steps", "lr", "batch_size", "seed")}
+    settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
+    images, token, noun = args.images[0], args.token[0], args.class_noun[0]
+    if module == "textual_inversion":
+        return textual_inversion.recipe(
+            sd, images, token=token, noun=noun, vectors=args.vectors or 1, settings=settings
+        )
+    if module == "custom_diffusion":
+        zipped = zip(args.images, args.token, args.class_noun, strict=True)
+        subjects = [custom_diffusion.Subject(*subject) for subject in zipped]
+        return custom_diffusion.recipe(sd, subjects, regularisation=regularisation(args, sd), settings=settings)
+    count, rank, prior = args.prior, None, None
+    if args.method == "lora":
+        rank, count = 4 if args.rank is None else args.rank, args.prior or 0
+    dreambooth.check_noun(sd, noun)
+    if count is None or count > 0:
+        count = count or 100
+        print(f"the model draws {count} pictures of the class {noun!r}, once; later trainings find them again")
+        prior = dreambooth.prior_examples(sd, noun, count)
+    weight = 1.0 if args.prior_weight is None else args.prior_weight
+    return dreambooth.recipe(
+        sd, images, noun=noun, token=token, prior=prior, prior_weight=weight, rank=rank, settings=settings
+    )
+
+
+def regularisation(args, sd):
+    """What Custom Diffusion's --regularisation means: pictures of each class, from the Toybox world or from folders."""
+    given = args.regularisation or (["100"] if sd.name == "toybox" else ["0"])
+    nouns, options = list(dict.fromkeys(args.class_noun)), {}
+    if args.similarity is not None:
+        options["threshold"] = args.similarity
+    if len(given) == 1 and given[0].isdigit():
+        if given == ["0"]:
+            return []
+        if sd.name != "toybox":
+            raise ValueError(f"regularisation: expected a folder of captioned pictures, or 0, with {sd.name}, got "
+                             f"{given[0]}; a number is for --base toybox")  # fmt: skip
+        examples = [found.toybox_regularisation(sd, noun, int(given[0]), **options) for noun in nouns]
+    else:
+        folders = given * len(nouns) if len(given) == 1 else given
+        if len(folders) != len(nouns):
+            raise ValueError(f"regularisation: expected one folder, or one for each of {nouns}, got {len(folders)}")
+        pairs = zip(folders, nouns, strict=True)
+        examples = [found.folder_regularisation(sd, folder, noun, **options) for folder, noun in pairs]
+    for noun, one in zip(nouns, examples, strict=True):
+        print(f"{len(one.prompts)} pictures hold the class {noun!r}, such as {one.prompts[0][0]!r}")
+    return examples
+
+
+def loop(args, sd, recipe, state, done, write_grid):
+    """Train with a bar; returns the step at which Ctrl-C stopped it, or None."""
+    steps, losses = recipe.settings.steps, []
+    training = finetune(sd, recipe, checkpoint=state, save_every=args.save_every)
+    bar = tqdm(total=steps, initial=min(done, steps), desc=args.method, unit="step")
+    with asked_to_stop() as asked, bar, contextlib.closing(training):
+        try:
+            for step, loss in training:
+                bar.update()
+                losses.append(loss)
+                if step % 10 == 0 or step == steps:  # reading a loss waits for the device
+                    bar.set_postfix(loss=f"{torch.stack(losses).mean():.4f}")
+                    losses.clear()
+                if args.sample_every and (step % args.sample_every == 0 or step == steps):
+                    path = args.out.with_name(f"{args.out.stem}.step{step:05d}.png")
+                    prompts = fill(args.prompts or ["a photo of a {}"], recipe.method, recipe.about)
+                    write_grid(path, draw(sd, prompts, 4, w=7.5, steps=25, seed=args.seed), 4)
+                if asked.is_set() and step < steps:
+                    return step
+        except FloatingPointError as error:
+            raise FloatingPointError(f"{error} (with --fresh and a smaller --lr)") from error
+        except ValueError as error:
+            raise ValueError(f"{error} (--fresh begins anew)") from error
+    return None
+
+
+@contextlib.contextmanager
+def asked_to_stop():
+    """An event that the first Ctrl-C sets; a second one is an ordinary KeyboardInterrupt."""
+    asked = threading.Event()
+
+    def note(*_):
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+        print("\nstops after this step and saves; Ctrl-C again stops at once", file=sys.stderr)
+
+    if threading.current_thread() is not threading.main_thread():  # only the main thread hears of signals
+        yield asked
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def keep(path, recipe):
+    """Save the concept, and if that is not possible, save it in the folder for temporary files."""
+    try:
+        save_concept(path, recipe)
+    except OSError as error:
+        rescue = Path(tempfile.mkdtemp(prefix="concept-")) / path.name
+        save_concept(rescue, recipe)
+        raise OSError(
+            f"out: {path} can not be written ({error.__cause__ or error}); the concept is in {rescue}"
+        ) from error
+
+
+def tell_end(args, state, seconds):
+    print(f"wrote {args.out} ({size(args.out)}) in {seconds:.0f} s")
+    if state.is_file():
+        print(f"{state} ({size(state)}) is there to go on with more --steps; delete it when the concept is good")
+    command = ["sample", "--concept", str(args.out), "--base", args.base, "--prompt", "a photo of a {} on the beach"]
+    print("next:  python -m course_lib.personalize", shlex.join([*command, "--out", f"{args.out.stem}.png"]))
+
+
+def size(path):
+    count = path if isinstance(path, int) else path.stat().st_size
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
+
+
+# ---- pictures ----
+
+
+def fill(prompts, method, about):
+    """Put a concept's own words in the place of {}."""
+    token, noun = about.get("token") or (about.get("rows") or [""])[0], about.get("noun")
+    name = token if method == "textual_inversion" or not noun else f"{token} {noun}".strip()
+    if not name and any("{}" in prompt for prompt in prompts):
+        raise ValueError("prompt: expected --concept FILE, whose words {} stands for, or a prompt without {}")
+    return [prompt.replace("{}", name) for prompt in prompts]
+
+
+def draw(sd, prompts, count, *, w, steps, seed):
+    """`count` pictures for each prompt, from the same noises for all."""
+    x_T = sd.noise(count, seed=seed).repeat(len(prompts), 1, 1, 1)
+    return sd.sample(prompts, w=w, steps=steps, seed=seed, x_T=x_T)

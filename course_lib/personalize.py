@@ -1,0 +1,352 @@
+"""Teaches a model your own subject from a few pictures, draws with it, and keeps it in a small file.
+
+python -m course_lib.personalize train --method textual-inversion --images data/subjects/mochi --class-noun cat \\
+    --out mochi.safetensors
+python -m course_lib.personalize sample --concept mochi.safetensors --prompt "a photo of a {} on the moon" \\
+    --out moon.png
+
+The lessons: notebooks 11 (Textual Inversion), 12 (DreamBooth, LoRA), 13 (Custom Diffusion), 14 (several concepts).
+"""
+
+import argparse
+import re
+import sys
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+from tqdm import tqdm
+
+# torch and the library take seconds to import: functions do it, so that --help is quick.
+
+
+def sample(args):
+    from course_lib.personalization.saving import applied
+    from course_lib.personalization.train_command import draw, fill
+
+    if args.count < 1:
+        raise ValueError(f"count: expected a whole number of at least 1, got {args.count}")
+    sd, concepts = open_concepts(args)
+    first = concepts[0] if concepts else None
+    prompts = fill(args.prompt or ["a photo of a {}"], first and first.method, first.about if first else {})
+    with applied(sd, *concepts):
+        images = draw(sd, prompts, args.count, w=args.w, steps=args.steps, seed=args.seed)
+    if args.out.suffix.lower() == ".png":
+        write_grid(args.out, images, args.count)
+        print(f"wrote {args.out}; its rows: {'; '.join(prompts)}")
+        return 0
+    for k, image in enumerate(images.split(1)):
+        row, column = divmod(k, args.count)
+        label = re.sub(r"\W+", "-", prompts[row]).strip("-")[:60]
+        write_grid(args.out / f"{row + 1:02d}_{label}_{column + 1}.png", image, 1)
+    print(f"wrote {len(images)} pictures into {args.out}")
+    return 0
+
+
+def write_grid(path, images, columns):
+    from PIL import Image
+
+    from course_lib.plots import montage
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(montage(images, columns)).save(path)
+
+
+# ---- concepts and their files ----
+
+
+def open_concepts(args, dtype=None):
+    """(sd, concepts): the files of --concept, ours or other tools', and the model that they are for."""
+    from course_lib.latent.registry import MODELS
+    from course_lib.latent.stable_diffusion import load
+    from course_lib.personalization import interchange
+    from course_lib.personalization.saving import load_concept
+
+    paths = [args.concept] if isinstance(args.concept, Path) else args.concept or []
+    missing = [str(path) for path in paths if not path.exists()]
+    if missing:
+        raise ValueError(f"concept: expected a file, but {', '.join(missing)} does not exist")
+    ours = {path: load_concept(path) for path in paths if is_ours(path)}
+    base = args.base or next((concept.base for concept in ours.values()), None if paths else "toybox")
+    if base is None:
+        raise ValueError(
+            f"concept: {paths[0]} is damaged, or of another tool: then say with --base which model it is for"
+        )
+    if not args.base and base not in MODELS and not Path(base).is_dir():
+        raise ValueError(f"base: expected --base, since {base!r} is not on this machine; give its folder or name")
+    sd = load(base, args.device, dtype, low_memory=getattr(args, "low_memory", False) or None)
+    return sd, [ours[path] if path in ours else interchange.load_foreign(path, sd) for path in paths]
+
+
+def is_ours(path):
+    from safetensors import SafetensorError, safe_open
+
+    from course_lib.personalization.saving import FORMAT
+
+    try:
+        with safe_open(path, "pt") as file:
+            return (file.metadata() or {}).get("format") == FORMAT
+    except (OSError, SafetensorError):
+        return False
+
+
+def merge(args):
+    import torch
+
+    from course_lib.data.toybox_captions import corpus
+    from course_lib.personalization.merge import merge_concepts
+    from course_lib.personalization.saving import save_concept, uncompressed
+    from course_lib.personalization.train_command import size
+
+    sd, concepts = open_concepts(args, torch.float32)
+    if args.captions:
+        captions = [line.strip() for line in args.captions.read_text(encoding="utf-8").splitlines() if line.strip()]
+    elif sd.name == "toybox":
+        captions = corpus(500)
+    else:
+        raise ValueError(
+            f"captions: expected --captions FILE, 200 to 1000 ordinary sentences, with the model {sd.name}"
+        )
+    merged = merge_concepts(sd, [uncompressed(sd, concept) for concept in concepts], captions)
+    save_concept(args.out, merged)
+    words = ", ".join(
+        f"{token} {noun}" for token, noun in zip(merged.about["tokens"], merged.about["nouns"], strict=True)
+    )
+    print(f"wrote {args.out} ({size(args.out)}) with the words {words}")
+
+
+def compress(args):
+    import torch
+
+    from course_lib.personalization.merge import compress as thin
+    from course_lib.personalization.saving import check_base, save_concept, uncompressed
+    from course_lib.personalization.train_command import size
+
+    sd, (concept,) = open_concepts(args, torch.float32)
+    if concept.method != "custom_diffusion":
+        raise ValueError(f"concept: expected one of custom-diffusion, whose changes have few directions, got one of "
+                         f"{concept.method}")  # fmt: skip
+    check_base(sd, concept)
+    base, tensors = {f"unet.{name}": param for name, param in sd.unet.named_parameters()}, {}
+    for name, value in uncompressed(sd, concept).tensors.items():
+        if name == "tokens":
+            tensors[name] = value
+        else:
+            tensors[f"{name}.u"], tensors[f"{name}.v"] = thin(value.float() - base[name].float().cpu(), args.keep)
+    about = concept.about | {"compressed": args.keep}
+    small = replace(concept, tensors=tensors, about=about)
+    save_concept(args.out, small, torch.float16 if args.half else None)
+    print(f"wrote {args.out} ({size(args.out)}; {args.concept} has {size(args.concept)})")
+
+
+def info(args):
+    from course_lib.personalization.saving import LICENCE, load_concept
+    from course_lib.personalization.train_command import size
+
+    ours = is_ours(args.concept)
+    concept = load_concept(args.concept) if ours else open_concepts(args)[1][0]
+    kind = f"a concept of {'this course' if ours else 'another tool'}"
+    about = {key: value for key, value in concept.about.items() if value not in (None, "", [])}
+    rows = {"file": f"{args.concept}, {kind}", "method": concept.method.replace("_", "-"), "model": concept.base,
+            **{key.replace("_", " "): value for key, value in (about | concept.settings).items()},
+            "size": size(concept.bytes), "tensors": len(concept.tensors), "licence": LICENCE}  # fmt: skip
+    for key, value in rows.items():
+        print(f"{key:22} {', '.join(map(str, value)) if isinstance(value, list) else value}")
+    for name, value in list(concept.tensors.items())[: None if args.all else 5]:
+        print(f"    {name}  {' x '.join(map(str, value.shape))}  {str(value.dtype).removeprefix('torch.')}")
+
+
+def export(args):
+    import torch
+
+    from course_lib.personalization import interchange
+    from course_lib.personalization.saving import uncompressed
+
+    sd, (concept,) = open_concepts(args, torch.float32)
+
+    folder = interchange.export(uncompressed(sd, concept), args.out, sd)
+    print(f"wrote {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+
+
+# ---- the options ----
+
+TRAIN = """\
+Four methods, from the smallest file to the largest (sizes with Stable Diffusion 1.5):
+
+  textual-inversion: a new word is learnt, nothing else. 3 kB, the least likeness. Notebook 11.
+    python -m course_lib.personalize train --method textual-inversion --images data/subjects/mochi \\
+        --class-noun cat --token "<mochi>" --out mochi_ti.safetensors
+
+  lora: thin matrices are added to the attention layers. 3 MB. Notebook 12.
+    python -m course_lib.personalize train --method lora --rank 4 --images data/subjects/mochi \\
+        --class-noun cat --out mochi_lora.safetensors
+
+  custom-diffusion: a word, and the keys and values that text goes through. 77 MB. Notebook 13. Several subjects can be
+  learnt together, or merged later (notebook 14).
+    python -m course_lib.personalize train --method custom-diffusion --images data/subjects/mochi \\
+        --class-noun cat --regularisation 100 --out mochi_cd.safetensors
+    python -m course_lib.personalize train --method custom-diffusion --out both.safetensors \\
+        --images data/subjects/mochi --token "<v1>" --class-noun cat \\
+        --images data/subjects/tofu --token "<v2>" --class-noun dog
+
+  dreambooth: all of the UNet. 3.4 GB, the most likeness. Notebook 12. The model's own pictures of the class (--prior)
+  keep "a cat" from becoming your cat.
+    python -m course_lib.personalize train --method dreambooth --images data/subjects/mochi \\
+        --class-noun cat --prior 100 --out mochi_db.safetensors
+
+With your own photos: 3 to 10 in one folder, the subject in the middle, at different places and in different light.
+A training that was interrupted, by Ctrl-C or by a power cut, goes on if the same command is given again.
+"""
+MAIN = """\
+Teach, draw, and then what you like:
+  python -m course_lib.personalize train --method custom-diffusion --images data/subjects/mochi --class-noun cat \\
+      --out mochi.safetensors
+  python -m course_lib.personalize sample --concept mochi.safetensors --prompt "a photo of a {} on the moon" \\
+      --out moon.png
+  python -m course_lib.personalize compress --concept mochi.safetensors --keep 0.6 --out small.safetensors
+
+`train --help` has an example of each method. The lessons are notebooks/11_textual_inversion.ipynb, 12_dreambooth.ipynb
+(with LoRA), 13_custom_diffusion.ipynb and 14_multiple_concepts.ipynb.
+"""
+
+
+SAMPLE = """\
+  python -m course_lib.personalize sample --concept mochi.safetensors --prompt "a photo of a {} on the moon" \\
+      --prompt "a watercolour of a {}" --count 4 --out mochi.png
+"""
+MERGE = """\
+  python -m course_lib.personalize merge --concept cat.safetensors --concept chair.safetensors --out both.safetensors
+
+Both have to be of the same model and of custom-diffusion, with a --token of their own.
+"""
+COMPRESS = """\
+  python -m course_lib.personalize compress --concept mochi.safetensors --keep 0.6 --out small.safetensors
+"""
+EXPORT = """\
+  python -m course_lib.personalize export --concept mochi.safetensors --format diffusers --out mochi_diffusers
+"""
+
+
+def options():
+    """The parser: a sub-command for each function above."""
+    parser = command(argparse.ArgumentParser, "python -m course_lib.personalize", __doc__.split("\n")[0], MAIN)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def sub(name, run, what, example=""):
+        made = command(commands.add_parser, name, what, example, help=what, usage=f"{parser.prog} {name} OPTIONS")
+        made.set_defaults(run=run)
+        return made.add_argument
+
+    train_options(sub("train", train, "learn a subject from a few pictures", TRAIN))
+    sample_options(sub("sample", sample, "draw pictures with a concept, or with the model alone", SAMPLE))
+    add = sub("merge", merge, "make one of several concepts of custom-diffusion (notebook 14)", MERGE)
+    common(add, out="FILE", action="append")
+    add("--captions", type=Path, metavar="FILE", help="200 to 1000 ordinary sentences, one a line, that shall go on to "
+        "mean what they did; default with toybox: 500 of its captions")  # fmt: skip
+    add = sub("compress", compress, "make a concept of custom-diffusion smaller (notebook 13)", COMPRESS)
+    common(add, out="FILE")
+    add("--keep", type=float, default=0.6, help="share of the change that stays: 0.6 is hardly seen (default 0.6)")
+    add("--half", action="store_true", help="in float16: half the bytes again")
+    add = sub("info", info, "say what a concept file holds, this course's or another tool's")
+    common(add)
+    add("--all", action="store_true", help="list all tensors")
+    add = sub("export", export, "write a concept for other tools (notebook 14)", EXPORT)
+    common(add, out="FOLDER")
+    add("--format", choices=["diffusers"], default="diffusers", help="whose files (default diffusers)")
+    return parser
+
+
+def command(make, name, what, example, **more):
+    return make(name, description=what, epilog=example, formatter_class=argparse.RawDescriptionHelpFormatter, **more)
+
+
+def common(add, out=None, required=True, **concept):
+    add("--concept", metavar="FILE", type=Path, required=required, help="what was trained", **concept)
+    add("--base", help="toybox, sd15, a folder in diffusers' format or a hub id; default: what the file says")
+    add("--device", help="cpu, cuda or mps; default: the fastest here")
+    if out:
+        add("--out", type=Path, required=True, metavar=out, help="what is written")
+
+
+def sample_options(add):
+    common(add, out="PNG", required=False, action="append")
+    add("--prompt", action="append", help='what to draw; {} stands for the new words; default "a photo of a {}"')
+    add("--count", type=int, default=4, help="pictures of each prompt (default 4); --out x.png is one picture with a "
+        "row for each prompt, --out x a folder with labelled files")  # fmt: skip
+    add("--w", type=float, default=7.5, help="guidance: 1 is none, 5 to 8 obeys the prompt (default 7.5)")
+    add("--steps", type=int, default=25, help="of the sampler; 25 is good, 50 hardly better (default 25)")
+    add("--seed", type=int, default=0, help="the same seed means the same pictures (default 0)")
+    add("--low-memory", action="store_true", help="slower, with less memory")
+
+
+def train_options(add):
+    add("--method", required=True, choices=["textual-inversion", "dreambooth", "lora", "custom-diffusion"],
+        metavar="METHOD", help="textual-inversion, dreambooth, lora or custom-diffusion, see below")  # fmt: skip
+    add("--images", action="append", required=True, metavar="DIR", help="folder of 3 to 10 pictures; 1.txt beside "
+        "1.png may describe it, with {} for the new words; with custom-diffusion again for each subject, with "
+        "--token and --class-noun")  # fmt: skip
+    add("--class-noun", action="append", required=True, metavar="NOUN", help="what it is, in one word: cat, chair")
+    add("--token", action="append", metavar="WORD", help='its new word, lower case in brackets: "<mochi>"; default '
+        '"<v>"; ' "with dreambooth and lora a rare word that exists, default sks")  # fmt: skip
+    add("--out", type=Path, required=True, metavar="FILE", help="what was learnt; ends in .safetensors")
+    add("--base", default="toybox", help="model to start from: toybox (in this repository, runs on a laptop; default), "
+        "sd15 (Stable Diffusion 1.5, wants a GPU), a folder in diffusers' format, or a hub id")  # fmt: skip
+    add("--steps", type=int, metavar="N", help="too few: not alike; too many: only the pictures it saw; default: 150 "
+        "to 250 with toybox, 250 to 3000 else")  # fmt: skip
+    add("--lr", type=float, metavar="X", help="learning rate; half of it if pictures break, twice if nothing is "
+        "learnt; default per method: 1e-2 to 1e-4 with toybox, 2e-3 to 5e-6 else")  # fmt: skip
+    add("--batch-size", type=int, metavar="N", help="pictures a step, more is calmer and slower; default: 1 to 8")
+    add("--rank", type=int, metavar="N", help="lora: how thick its matrices are, 4 to 16 (default 4)")
+    add("--vectors", type=int, metavar="N", help="textual-inversion: rows for the word; 1 obeys prompts best, 4 is "
+        "more alike (default 1)")  # fmt: skip
+    add("--prior", type=int, metavar="N", help="dreambooth, lora: pictures of the class that the model draws first and "
+        "learns again, so that the class stays; 0 switches off (default 100 for dreambooth, 0 for lora)")  # fmt: skip
+    add("--prior-weight", type=float, metavar="X", help="how much they count (default 1, the paper's)")
+    add("--regularisation", action="append", metavar="DIR|N", help="custom-diffusion: a folder of captioned pictures "
+        "of the class, or with toybox how many to find in its world; 0 switches off (default 100 with toybox, "
+        "else 0)")  # fmt: skip
+    add("--similarity", type=float, metavar="X", help="custom-diffusion: how near the class noun a caption has to be; "
+        "-1 takes all (default 0.85)")  # fmt: skip
+    add("--sample-every", type=int, metavar="N", help="draw with it every N steps, into FILE.stepN.png, from the same "
+        "noises: see it come, and see it become too much")  # fmt: skip
+    add("--prompts", nargs="+", metavar="PROMPT", help='for these pictures (default "a photo of a {}")')
+    add("--save-every", type=int, default=100, metavar="N", help="steps between two saved states; after a power cut it "
+        "goes on from the last (default 100)")  # fmt: skip
+    add("--fresh", action="store_true", help="begin anew, and forget an earlier training with this --out")
+    add("--device", help="cpu, cuda or mps; default: the fastest here")
+    add("--seed", type=int, default=0, metavar="N", help="the same seed means the same result (default 0)")
+    add("--low-memory", action="store_true", help="slower, with less memory; switched on by itself where it has to be")
+
+
+def train(args):
+    from course_lib.personalization import train_command
+
+    return train_command.train(args, write_grid)
+
+
+def main(argv=None):
+    """Run one command; returns its exit code: 0, 2 for what went wrong, 130 after Ctrl-C."""
+    args = options().parse_args(argv)
+    with warnings.catch_warnings():
+        warnings.showwarning = note
+        try:
+            return args.run(args) or 0
+        except KeyboardInterrupt:
+            print("\nStopped at once; what was saved before is whole.", file=sys.stderr)
+            return 130
+        except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
+            words = " ".join(str(error).split()) or type(error).__name__
+            if "memory" in words:
+                words = f"{words.split('. ')[0]}; here: --low-memory, --batch-size 1 or --method lora"
+            print(f"error: {words}", file=sys.stderr)
+            return 2
+
+
+def note(message, category, *_):
+    """A warning of the library is a sentence for the reader; those of others are for programmers."""
+    if category is UserWarning:
+        tqdm.write(f"note: {message}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

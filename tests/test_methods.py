@@ -1,0 +1,298 @@
+"""The methods: which tensors they let learn and from what start, and what they refuse without leaving a trace."""
+
+from contextlib import ExitStack
+from types import SimpleNamespace
+
+import pytest
+import torch
+from test_finetune import METHODS, PICTURES, assert_unchanged, build, copies, prior, settings, state, tensors
+from tiny import FULL_SIZE
+from torch import nn
+
+from course_lib.latent import text
+from course_lib.personalization import custom_diffusion, dreambooth, finetune, textual_inversion
+from course_lib.personalization.custom_diffusion import Subject, key_value_layers, retrieve, similarity
+from course_lib.personalization.dreambooth import LowRank, add_lora
+
+close = torch.testing.assert_close
+exact = dict(rtol=0, atol=0)
+# Stable Diffusion 1.5 made narrow: its blocks, its layers, its 77 tokens.
+NARROW = dict(
+    text_encoder=FULL_SIZE.TEXT_ENCODER
+    | dict(vocab_size=len(FULL_SIZE.tokenizer()), hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+           num_attention_heads=2),
+    unet=FULL_SIZE.UNET
+    | dict(sample_size=8, block_out_channels=(8, 16, 24, 24), cross_attention_dim=16, attention_head_dim=2,
+           norm_num_groups=4),
+    vae=FULL_SIZE.VAE | dict(sample_size=64, block_out_channels=(4, 8, 16, 16), norm_num_groups=4),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def sd():
+    return build()
+
+
+@pytest.fixture
+def untouched(sd):
+    """Whatever happens in the test: afterwards the model is what it was before."""
+    before = state(sd)
+    yield
+    assert_unchanged(before, state(sd))
+
+
+def ids(sd, prompt):
+    return sd.tokenizer(prompt, add_special_tokens=False).input_ids
+
+
+# ---- Textual Inversion ----
+
+
+@pytest.mark.parametrize(("options", "expected"), [
+    (dict(token="<|endoftext|>"), r"words: expected a token that is new, but the tokenizer knows '<\|endoftext\|>'"),
+    (dict(token="<V>"), "words: expected a new token in lower case and brackets, such as <v>, got '<V>'"),
+    (dict(token="sks"), "words: expected a new token in lower case and brackets, such as <v>, got 'sks'"),
+    (dict(token="<a b>"), "words: expected a new token in lower case and brackets"),
+    (dict(token=""), "words: expected a new token in lower case and brackets"),
+    (dict(noun=""), "words: expected a known word for '<v>' to start from, got ''"),
+    (dict(noun="  "), "words: expected a known word for '<v>' to start from, got '  '"),
+    (dict(noun="<|endoftext|>"), "words: expected a known word for '<v>' to start from"),
+    (dict(vectors=0), "vectors: expected a whole number of at least 1, got 0"),
+    (dict(vectors=1.5), "vectors: expected a whole number of at least 1, got 1.5"),
+    (dict(captions=["a {}"]), "captions: expected one for each of the 3 pictures, got 1"),
+])  # fmt: skip
+def test_textual_inversion_refuses(sd, untouched, options, expected):
+    with pytest.raises(ValueError, match=f"^{expected}"):
+        textual_inversion.recipe(sd, PICTURES, **{"noun": "cat", **options})
+
+
+def test_a_second_recipe_with_words_waits_for_the_first_to_close(sd, untouched):
+    with METHODS["textual inversion"](sd), pytest.raises(ValueError, match=r"^text_encoder: expected one without"):
+        METHODS["custom diffusion"](sd)
+    with METHODS["custom diffusion"](sd) as recipe:
+        assert recipe.about["tokens"] == ["<cat-1>"]
+
+
+def test_every_vector_starts_as_the_mean_of_the_nouns_sub_words(sd, untouched):
+    table = sd.text_encoder.get_input_embeddings().weight
+    photo = ids(sd, "photo")
+    assert len(photo) == 2
+    with textual_inversion.recipe(sd, PICTURES, noun="photo", vectors=3) as recipe:
+        close(recipe.params["tokens"].detach(), table[photo].mean(0).expand(3, -1), **exact)
+        assert recipe.about == {"token": "<v>", "noun": "photo", "rows": ["<v>", "<v>_1", "<v>_2"]}
+        size = len(table)
+        assert text.tokenize(sd.tokenizer, "a <v>")[0, 1:6].tolist() == [*ids(sd, "a"), size, size + 1, size + 2,
+                                                                        sd.tokenizer.eos_token_id]  # fmt: skip
+
+
+def test_the_settings_follow_the_model(sd, untouched, monkeypatch):
+    for name, module in (("toybox", "TOYBOX"), ("random", "SD15")):
+        monkeypatch.setattr(sd, "name", name)
+        with textual_inversion.recipe(sd, PICTURES) as recipe:
+            assert recipe.settings == getattr(textual_inversion, module) and recipe.base == name
+        for rank, ending in ((None, ""), (2, "_LORA")):
+            with dreambooth.recipe(sd, PICTURES, noun="cat", rank=rank) as recipe:
+                assert recipe.settings == getattr(dreambooth, module + ending)
+        for count, longer in ((1, 1.0), (2, 1.5)):
+            subjects = [Subject(PICTURES, f"<v{k}>", "cat") for k in range(count)]
+            with custom_diffusion.recipe(sd, subjects, augment=False) as recipe:
+                assert recipe.settings.steps == longer * getattr(custom_diffusion, module).steps
+
+
+# ---- DreamBooth and LoRA ----
+
+
+@pytest.mark.parametrize(("options", "expected"), [
+    (dict(noun=""), "noun: expected a word that the model knows, such as 'cat', got ''"),
+    (dict(noun=" "), "noun: expected a word that the model knows"),
+    (dict(prior_weight=-0.5), "prior_weight: expected a number of at least 0, got -0.5"),
+    (dict(rank=0), "rank: expected a whole number of at least 1, got 0"),
+    (dict(rank=2.0), "rank: expected a whole number of at least 1, got 2.0"),
+])  # fmt: skip
+def test_dreambooth_refuses(sd, untouched, options, expected):
+    with pytest.raises(ValueError, match=f"^{expected}"):
+        dreambooth.recipe(sd, PICTURES, **{"noun": "cat", **options})
+
+
+@pytest.mark.parametrize(("name", "rank"), [("learn", None), ("add_lora", 2)])
+def test_dreambooth_that_fails_halfway_leaves_no_trace(sd, untouched, monkeypatch, name, rank):
+    real, calls = getattr(dreambooth, name), []
+
+    def fails_the_second_time(*args, **options):
+        calls.append(name)
+        if len(calls) == 2:
+            raise MemoryError("no room for the text encoder")
+        return real(*args, **options)
+
+    monkeypatch.setattr(dreambooth, name, fails_the_second_time)
+    with pytest.raises(MemoryError, match="text encoder"):
+        dreambooth.recipe(sd, PICTURES, noun="cat", text=True, rank=rank)
+    assert len(calls) == 2
+
+
+def test_a_low_rank_layer_is_the_layer_and_then_adds_the_product():
+    layer, x = nn.Linear(6, 4), torch.randn(2, 3, 6)
+    wrapped = LowRank(layer, 2)
+    assert wrapped.down.shape == (2, 6) and wrapped.up.shape == (4, 2) and wrapped.down.abs().sum() > 0
+    close(wrapped(x), layer(x), **exact)
+    nn.init.normal_(wrapped.up)
+    by_hand = x @ (layer.weight + wrapped.up @ wrapped.down).T + layer.bias
+    close(wrapped(x), by_hand)
+    layer.to(torch.bfloat16)
+    assert wrapped(x.bfloat16()).dtype == torch.bfloat16 and wrapped.up.dtype == torch.float32
+    close(wrapped(x.bfloat16()).float(), by_hand, rtol=0.05, atol=0.05)
+    with torch.autocast("cpu", torch.bfloat16):
+        close(wrapped(x).float(), by_hand, rtol=0.05, atol=0.05)
+
+
+def test_lora_wraps_the_attention_layers_and_lets_go(sd, untouched):
+    zt, features = torch.randn(1, 4, 8, 8), sd.encode_prompt("a cat")
+    before, layers = sd.unet_eps(zt, 500, features), dict(sd.unet.named_modules())
+    with ExitStack() as undo:
+        params = add_lora(sd.unet, 3, undo)
+        names = {name.removeprefix("unet.").rsplit(".lora.", 1)[0] for name in params}
+        endings = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_q", "attn2.to_k",
+                   "attn2.to_v", "attn2.to_out.0")  # fmt: skip
+        assert names == {name for name in layers if name.endswith(endings)} and len(params) == 2 * len(names) == 64
+        assert {min(param.shape) for param in params.values()} == {3}
+        close(sd.unet_eps(zt, 500, features), before, **exact)
+        for param in params.values():
+            nn.init.constant_(param, 0.1)
+        assert not torch.allclose(sd.unet_eps(zt, 500, features), before, atol=1e-3)
+    assert all(layer is layers[name] for name, layer in sd.unet.named_modules())
+    close(sd.unet_eps(zt, 500, features), before, **exact)
+    with ExitStack() as undo, pytest.raises(ValueError, match=r"^network: expected attention layers .*, found none"):
+        add_lora(sd.vae.decoder.up_blocks, 3, undo)
+
+
+# ---- Custom Diffusion ----
+
+
+@pytest.mark.parametrize(("subjects", "expected"), [
+    ([], r"subjects: expected each with a token of its own, got \[\]"),
+    ([Subject(PICTURES, "<v>", "cat"), Subject(PICTURES, "<v>", "tiger")], "subjects: expected each with a token of"),
+    ([Subject(PICTURES, "<v>", "cat"), Subject(PICTURES, "<W>", "tiger")], "words: expected a new token in lower case"),
+    ([Subject(PICTURES, "<v>", "cat"), Subject(PICTURES, "<w>", " ")], "noun: expected a word that the model knows"),
+    ([Subject(PICTURES, "<v>", "cat"), Subject([], "<w>", "tiger")], "images: expected at least one picture, got none"),
+], ids=["none", "twice", "capitals", "noun", "no pictures"])  # fmt: skip
+def test_custom_diffusion_refuses(sd, untouched, subjects, expected):
+    with pytest.raises(ValueError, match=f"^{expected}"):
+        custom_diffusion.recipe(sd, subjects, augment=False)
+
+
+def test_custom_diffusion_that_fails_halfway_leaves_no_trace(sd, untouched, monkeypatch):
+    layers = key_value_layers(sd.unet) | {"broken": SimpleNamespace(weight=None)}
+    monkeypatch.setattr(custom_diffusion, "key_value_layers", lambda unet: layers)
+    with pytest.raises(AttributeError):
+        custom_diffusion.recipe(sd, Subject(PICTURES, "<v>", "cat"), augment=False)
+
+
+def test_the_keys_and_values_of_the_published_configuration_are_19_169_280():
+    with torch.device("meta"):
+        layers = key_value_layers(FULL_SIZE.networks()["unet"])
+    assert len(layers) == 32 and sum(layer.weight.numel() for layer in layers.values()) == 19_169_280
+    assert all(layer.bias is None and layer.in_features == 768 for layer in layers.values())
+
+
+def test_custom_diffusion_learns_keys_values_and_a_row_for_each_word(sd, untouched):
+    with METHODS["custom diffusion, 2 subjects"](sd) as recipe:
+        matrices = {f"unet.{name}" for name, _ in sd.unet.named_parameters() if ".attn2.to_k." in name}
+        matrices |= {name.replace("to_k", "to_v") for name in matrices}
+        assert set(recipe.params) == matrices | {"tokens"} and len(matrices) == 8
+        table = sd.text_encoder.get_input_embeddings().table.weight
+        nouns = [ids(sd, noun)[0] for noun in ("cat", "tiger")]
+        close(recipe.params["tokens"].detach(), table[nouns], **exact)
+    with custom_diffusion.recipe(sd, Subject(PICTURES, "<v>", "cat"), augment=False, rare="of") as recipe:
+        close(recipe.params["tokens"][0].detach(), table[ids(sd, "of")[0]], **exact)
+
+
+def test_the_weights_of_subjects_and_regularisation_share_1_and_lambda(sd, untouched):
+    subjects = [Subject(PICTURES, token, "cat") for token in ("<v>", "<w>")]
+    with custom_diffusion.recipe(
+        sd, subjects, regularisation=[prior(), prior()], regularisation_weight=0.5, augment=False
+    ) as recipe:
+        assert [term.weight for term in recipe.terms] == [0.5, 0.5, 0.25, 0.25]
+
+
+def test_pictures_are_shown_small_and_large_unless_they_have_captions(sd, untouched):
+    subject = Subject(PICTURES, "<v>", "cat")
+    with custom_diffusion.recipe(sd, subject) as recipe:
+        said = {prompt for prompts in recipe.terms[0].examples.prompts for prompt in prompts}
+        assert {"a <v> cat", "a <v> cat zoomed in", "a <v> cat very small"} <= said
+        assert 0 < recipe.terms[0].examples.mask.mean() < 1
+    with custom_diffusion.recipe(sd, Subject(PICTURES, "<v>", "cat", ["of {}"] * 3)) as recipe:
+        assert recipe.terms[0].examples.prompts == [("of <v> cat",)] * 3 and recipe.terms[0].examples.mask is None
+
+
+def test_nothing_is_learnt_from_the_start_token(sd, untouched):
+    h = torch.randn(2, 5, 32)
+    with METHODS["custom diffusion"](sd):
+        for layer in key_value_layers(sd.unet).values():
+            close(layer(h), nn.functional.linear(h, layer.weight))
+            layer(h)[:, :1].sum().backward()
+            close(layer.weight.grad, torch.zeros_like(layer.weight), **exact)
+            layer(h).sum().backward()
+            close(layer.weight.grad, h[:, 1:].sum(dim=(0, 1)).expand_as(layer.weight))
+
+
+def by_hand(sd, one, two):
+    """The cosine between two prompts' features at their end tokens."""
+    ends = [sd.encode_prompt(prompt)[0, 1 + len(ids(sd, prompt))] for prompt in (one, two)]
+    return torch.cosine_similarity(*ends, dim=0)
+
+
+def test_the_nearest_captions_are_found_nearest_first(sd):
+    captions = ["tiger of", "a cat", "of", "a", "a photo of a cat", "tiger"]
+    near = similarity(sd, captions, "a cat")
+    close(near, torch.stack([by_hand(sd, caption, "a cat") for caption in captions]), rtol=0, atol=1e-5)
+    order = sorted(range(len(captions)), key=lambda k: -near[k])
+    assert order[0] == 1 and len(set(near.tolist())) == len(captions)
+    assert retrieve(sd, captions, "a cat", threshold=-1) == order
+    assert retrieve(sd, captions, "a cat", count=2, threshold=-1) == order[:2]
+    between = (near[order[2]] + near[order[3]]).item() / 2
+    assert retrieve(sd, captions, "a cat", threshold=between) == order[:3]
+    close(similarity(sd, captions * 20, "a cat"), near.repeat(20))  # more than are encoded at a time
+    with pytest.raises(ValueError, match=r"^threshold: expected one below the best of 5 captions .*, got 0.999"):
+        retrieve(sd, captions[:1] + captions[2:], "a cat", threshold=0.999)
+
+
+# ---- every recipe on the layout of Stable Diffusion 1.5 ----
+
+
+@pytest.fixture(scope="module")
+def narrow():
+    return FULL_SIZE.build(**NARROW)
+
+
+def test_the_narrow_model_has_the_layout_of_stable_diffusion_15(narrow):
+    with torch.device("meta"):
+        full = FULL_SIZE.networks()
+    for part in ("unet", "vae"):
+        assert list(getattr(narrow, part).state_dict()) == list(full[part].state_dict())
+
+
+NARROW_METHODS = {
+    "textual inversion": (1, lambda sd, **o: textual_inversion.recipe(sd, PICTURES, noun="cat", **o)),
+    "dreambooth": (686, lambda sd, **o: dreambooth.recipe(sd, PICTURES, noun="cat", prior=prior(), **o)),
+    "dreambooth and text": (722, lambda sd, **o: dreambooth.recipe(sd, PICTURES, noun="cat", text=True, **o)),
+    "lora": (256, lambda sd, **o: dreambooth.recipe(sd, PICTURES, noun="cat", rank=2, **o)),
+    "custom diffusion": (33, lambda sd, **o: custom_diffusion.recipe(
+        sd, Subject(PICTURES, "<v>", "cat"), regularisation=[prior()], **o)),
+    "custom diffusion, 2 subjects": (33, lambda sd, **o: custom_diffusion.recipe(
+        sd, [Subject(PICTURES, "<v>", "cat"), Subject(PICTURES, "<w>", "tiger")], augment=False, **o)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", NARROW_METHODS)
+def test_one_step_of_every_recipe_on_the_layout_of_stable_diffusion_15(narrow, method):
+    count, make = NARROW_METHODS[method]
+    before, everything = state(narrow), tensors(narrow)
+    frozen = copies(everything)
+    with make(narrow, settings=settings(steps=1)) as recipe:
+        start = copies(recipe.params)
+        ((step, loss),) = finetune.finetune(narrow, recipe)
+        assert step == 1 and loss.isfinite() and len(recipe.params) == count
+        moved = {name for name, value in everything.items() if not torch.equal(value, frozen[name])}
+        assert moved == set(recipe.params) & set(everything)
+        assert not [name for name, param in recipe.params.items() if torch.equal(param, start[name])]
+    assert_unchanged(before, state(narrow))
