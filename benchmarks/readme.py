@@ -43,10 +43,12 @@ def checkpoints() -> str:
     for path in sorted(CHECKPOINTS.rglob("provenance.json")):
         note = json.loads(path.read_text(encoding="utf-8"))
         size = sum(file.stat().st_size for file in path.parent.glob("*.safetensors")) / 1e6
-        trained = f"{note['steps']:,} steps of {note['batch_size']}" if "steps" in note else f"{note['epochs']} epochs"
+        batch = note.get("batch_size", 0) * note.get("processes", 1)  # of all processes
+        trained = f"{note['steps']:,} steps of {batch}" if "steps" in note else f"{note['epochs']} epochs"
         rows.append((
             f"`{path.parent.relative_to(CHECKPOINTS).as_posix()}`", note["data"].split(" (")[0], trained,
-            f"{note['minutes']:.0f} min, {note['device']}, {note['threads']} thread{'s' * (note['threads'] > 1)}",
+            f"{note['minutes']:.0f} min, {note['device']}, {note['threads']} thread{'s' * (note['threads'] > 1)}"
+            + (f" in each of {note['processes']} processes" if note.get("processes", 1) > 1 else ""),
             f"{size:.1f} MB", f"`{note['made_by']}`", note["date"],
         ))  # fmt: skip
     return table(("checkpoint", "data", "training", "time", "size", "made by", "date"), *rows)

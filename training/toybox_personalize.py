@@ -57,7 +57,8 @@ def custom_recipe(sd: StableDiffusion, folder: Path, noun: str, regularised: boo
 
 
 # method -> (recipe, what stands for the subject in a prompt)
-METHODS: dict[str, tuple[Callable[[StableDiffusion, Path, str], Recipe], str]] = {
+METHODS: dict[str, tuple[Callable[[StableDiffusion, Path, str], Recipe] | None, str]] = {
+    "base": (None, "{noun}"),  # the model as it is, which only knows the class
     "textual_inversion": (lambda sd, f, noun: textual_inversion.recipe(sd, f, token="<v>", noun=noun), "<v>"),
     "dreambooth": (lambda sd, f, noun: dreambooth_recipe(sd, f, noun, 1.0), "sks {noun}"),
     "dreambooth_no_prior": (lambda sd, f, noun: dreambooth_recipe(sd, f, noun, 0.0), "sks {noun}"),
@@ -144,7 +145,7 @@ class Bench:
         make, name = METHODS[method]
         if subject.noun not in self.class_before:
             self.class_before[subject.noun] = self.class_samples(subject.noun)
-        if method == "base":
+        if make is None:
             return self.measure(subject, subject.noun)
         start = time.perf_counter()
         with make(self.sd, REPOSITORY / "data" / "subjects" / subject.name, subject.noun) as recipe:
@@ -159,9 +160,6 @@ class Bench:
             tensors=len(concept.tensors), parameters=sum(v.numel() for v in concept.tensors.values()),
             bytes=concept.bytes,
         )  # fmt: skip
-
-
-METHODS["base"] = (None, "{noun}")
 
 
 def main() -> None:

@@ -5,7 +5,8 @@
 
 The network is diffusers' AutoencoderKL. Its encoder is not trained but set (`linear_encoder`): the principal
 components of 4 x 4 blocks of pixels, large ones large and small ones small. A trained encoder, as in notebook 04,
-gives all its channels the same variance, so that a UNet spends a short training on details before it knows shapes.
+gives all its channels about the same variance, so details weigh as much as shapes in the UNet's loss. (This is the
+reason, not a measurement: the two were not compared at equal training.)
 Only the decoder learns. Its loss is the absolute error of the pixels and of their differences to the neighbours, from
 latents with a little noise (the posterior's, as in Rombach et al. 2022, section 3.1).
 It can be stopped at any time (Ctrl-C, kill -9): the same command goes on from the last save.
