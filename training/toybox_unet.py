@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from torch import Tensor
 from toybox_run import Run, common_arguments, ship
@@ -158,6 +159,9 @@ def main() -> None:
     if args.fresh_output or not args.start_from:
         torch.nn.init.zeros_(unet.conv_out.weight)
         torch.nn.init.zeros_(unet.conv_out.bias)
+    if accelerator.device.type == "cpu":
+        # torch's fused attention is slow backwards on a CPU: a third of the whole step at these sizes
+        unet.set_attn_processor(AttnProcessor())
     run = Run(args, unet, accelerator)
     data = toybox_sets.pairs(args.images)
     with accelerator.main_process_first():
