@@ -29,6 +29,7 @@ from torch import Tensor
 from transformers import CLIPModel
 
 from course_lib import judge as judging
+from course_lib import settings
 from course_lib.data import toybox_subjects
 from course_lib.data.toybox import render
 from course_lib.diffusion.checkpoint import sha256
@@ -38,7 +39,7 @@ from course_lib.metrics import interval
 from course_lib.personalization import custom_diffusion, dreambooth, textual_inversion
 from course_lib.personalization.finetune import Recipe, finetune
 from course_lib.personalization.regularisation import toybox_regularisation
-from course_lib.personalization.saving import concept_of
+from course_lib.personalization.saving import Concept, concept_of
 from course_lib.settings import CHECKPOINTS, REPOSITORY, RESULTS, device_name
 
 SUBJECTS = ("mochi", "biscuit", "tilly", "rollo")  # two pets, two things
@@ -62,6 +63,8 @@ METHODS: dict[str, tuple[Callable[[StableDiffusion, Path, str], Recipe] | None, 
     "textual_inversion": (lambda sd, f, noun: textual_inversion.recipe(sd, f, token="<v>", noun=noun), "<v>"),
     "dreambooth": (lambda sd, f, noun: dreambooth_recipe(sd, f, noun, 1.0), "sks {noun}"),
     "dreambooth_no_prior": (lambda sd, f, noun: dreambooth_recipe(sd, f, noun, 0.0), "sks {noun}"),
+    "dreambooth_prior_0.3": (lambda sd, f, noun: dreambooth_recipe(sd, f, noun, 0.3), "sks {noun}"),
+    "dreambooth_prior_3": (lambda sd, f, noun: dreambooth_recipe(sd, f, noun, 3.0), "sks {noun}"),
     "lora": (lambda sd, f, noun: dreambooth_recipe(sd, f, noun, 0.0, rank=4), "sks {noun}"),
     "custom_diffusion": (lambda sd, f, noun: custom_recipe(sd, f, noun, True), "<v> {noun}"),
     "custom_diffusion_no_regularisation": (lambda sd, f, noun: custom_recipe(sd, f, noun, False), "<v> {noun}"),
@@ -73,7 +76,8 @@ class Bench:
 
     def __init__(self, args: argparse.Namespace):
         self.args = args
-        self.sd = stable_diffusion.load(args.model)
+        self.sd = stable_diffusion.load(args.model, dtype=settings.quick_dtype(settings.device()))
+        self.weights = {name: param.detach().clone() for name, param in self.sd.unet.named_parameters()}
         self.judge = judging.load_judge(self.sd.device)
         self.clip = CLIPModel.from_pretrained(args.model / "clip", dtype=torch.float32).eval().to(self.sd.device)
         self.class_before: dict[str, Tensor] = {}
@@ -128,7 +132,18 @@ class Bench:
         row = {}
         for key, value in by_prompt.items():
             row |= {key: round(value.mean().item(), 4), f"{key}_ci": round(interval(value), 4)}
-        return row | {"fidelity_by_prompt": [round(v, 3) for v in by_prompt["fidelity"].tolist()]}
+        return row | {"by_prompt": {key: [round(v, 3) for v in rows.tolist()] for key, rows in by_prompt.items()}}
+
+    def change(self, concept: Concept) -> dict:
+        """Mean of ||W - W_0|| / ||W_0|| over the weights of each kind of layer, and their share of the numbers."""
+        found, sizes = {}, {}
+        for name, base in self.weights.items():
+            kind = "cross-attention" if ".attn2." in name else "self-attention" if ".attn1." in name else "rest"
+            if f"unet.{name}" in concept.tensors and base.norm() > 0:
+                change = (concept.tensors[f"unet.{name}"].float() - base.float().cpu()).norm() / base.float().norm()
+                found.setdefault(kind, []).append(round(change.item(), 5))
+                sizes[kind] = sizes.get(kind, 0) + base.numel()
+        return {kind: dict(by_weight=rows, share=sizes[kind] / sum(sizes.values())) for kind, rows in found.items()}
 
     def named(self, x: Tensor, specs, fields) -> Tensor:
         """For each sample the share of the named attributes that the judge reads off it."""
@@ -154,12 +169,21 @@ class Bench:
                 pass
             done, concept = time.perf_counter(), concept_of(recipe)
             row = self.measure(subject, name.format(noun=subject.noun))
+        if method == "dreambooth_no_prior":
+            row["change"] = self.change(concept)
         return row | dict(
             seconds_to_prepare=round(prepared - start, 1), seconds_to_train=round(done - prepared, 1),
             steps=recipe.settings.steps, lr=recipe.settings.lr, batch_size=recipe.settings.batch_size,
             tensors=len(concept.tensors), parameters=sum(v.numel() for v in concept.tensors.values()),
             bytes=concept.bytes,
         )  # fmt: skip
+
+
+def setting_of(args: argparse.Namespace, bench: Bench) -> dict:
+    """What the figures depend on, beside the code: figures of another setting do not count."""
+    weights = {str(p.relative_to(args.model)): sha256(p)[:16] for p in sorted(args.model.rglob("*.safetensors"))}
+    dtype = str(bench.sd.dtype).removeprefix("torch.")
+    return dict(images=args.images, steps=args.steps, w=args.w, seed=0, dtype=dtype, weights=weights)
 
 
 def main() -> None:
@@ -169,20 +193,19 @@ def main() -> None:
     parser.add_argument("--subjects", nargs="+", default=list(SUBJECTS), choices=list(toybox_subjects.SUBJECTS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--images", type=int, default=4, help="samples of each prompt")
-    parser.add_argument("--steps", type=int, default=20, help="DDIM steps")
+    parser.add_argument("--steps", type=int, default=12, help="DDIM steps")
     parser.add_argument("--w", type=float, default=5.0, help="guidance")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    weights = {str(p.relative_to(args.model)): sha256(p)[:16] for p in sorted(args.model.rglob("*.safetensors"))}
-    setting = dict(images=args.images, steps=args.steps, w=args.w, weights=weights)
+    bench = Bench(args)
+    setting = setting_of(args, bench)
     result = dict(setting, made_by="training/toybox_personalize.py", rows={})
     if args.out.is_file():
         earlier = json.loads(args.out.read_text())
         if {key: earlier.get(key) for key in setting} == setting:
             result = earlier
-    bench = Bench(args)
     for name in args.subjects:
         for method in args.methods:
             if method in result["rows"].setdefault(name, {}):
@@ -191,7 +214,7 @@ def main() -> None:
             result["rows"][name][method] = row
             result.update(device=device_name(), date=datetime.date.today().isoformat(), torch=torch.__version__)
             args.out.write_text(json.dumps(result, indent=1) + "\n")
-            print(name, method, {k: v for k, v in row.items() if not isinstance(v, list)}, flush=True)
+            print(name, method, {k: v for k, v in row.items() if isinstance(v, (int, float))}, flush=True)
 
 
 if __name__ == "__main__":

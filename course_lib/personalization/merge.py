@@ -35,8 +35,8 @@ def merge_concepts(sd: StableDiffusion, concepts: Sequence[Concept], captions: S
     concepts = [uncompressed(sd, concept) for concept in concepts]
     about = {key: [value for c in concepts for value in c.about[key]] for key in ("tokens", "nouns", "rows")}
     with applied(sd, *[only_tokens(concept) for concept in concepts]):
-        targets = [_word_features(sd, concept.about) for concept in concepts]
-        regularisation = torch.cat([_features(sd, caption)[0] for caption in dict.fromkeys(captions)])
+        targets = [word_features(sd, concept.about) for concept in concepts]
+        regularisation = torch.cat([caption_features(sd, caption)[0] for caption in dict.fromkeys(captions)])
     weights = dict(sd.unet.named_parameters())
     tensors = {"tokens": torch.cat([concept.tensors["tokens"] for concept in concepts])}
     for name in concepts[0].tensors:
@@ -48,19 +48,21 @@ def merge_concepts(sd: StableDiffusion, concepts: Sequence[Concept], captions: S
     return Concept("custom_diffusion", tensors, concepts[0].base, about, {"ridge": ridge}, concepts[0].fingerprint)
 
 
-def _features(sd: StableDiffusion, prompt: str) -> tuple[Tensor, list[int]]:
+@torch.no_grad()
+def caption_features(sd: StableDiffusion, prompt: str) -> tuple[Tensor, list[int]]:
     """The features of a prompt from its start to its end token (n, D), and its ids."""
     ids = text.tokenize(sd.tokenizer, prompt)
     length = int((ids[0] == sd.tokenizer.eos_token_id).nonzero()[0]) + 1
     return sd.encode_prompt(prompt)[0, :length], ids[0, :length].tolist()
 
 
-def _word_features(sd: StableDiffusion, about: dict) -> Tensor:
+@torch.no_grad()
+def word_features(sd: StableDiffusion, about: dict) -> Tensor:
     """Features of the new tokens, of the nouns after them, and of the end, in every one of PROMPTS."""
     rows = []
     for token, noun in zip(about["tokens"], about["nouns"], strict=True):
         for prompt in PROMPTS:
-            features, ids = _features(sd, prompt.format(f"{token} {noun}"))
+            features, ids = caption_features(sd, prompt.format(f"{token} {noun}"))
             rows.append(features[ids.index(sd.tokenizer.convert_tokens_to_ids(token)) :])
     return torch.cat(rows).unique(dim=0)
 

@@ -1,0 +1,113 @@
+"""Claims: verdicts follow from differences and intervals, and what the record says is what is printed."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from course_lib import claims
+from course_lib.metrics import interval
+
+REPO = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPO / "training"))
+
+import toybox_claims  # noqa: E402
+
+KEYS = ("fidelity", "drift", "spread", "diversity", "others")
+LEVELS = {  # fidelity, drift, spread, diversity, others of an invented world in which all claims hold
+    "base": (0.1, 0.1, 1.0, 1.0, 0.0), "textual_inversion": (0.3, 0.1, 1.0, 0.8, 0.0),
+    "dreambooth": (0.6, 0.2, 0.9, 0.6, 0.3), "dreambooth_no_prior": (0.7, 0.5, 0.5, 0.5, 0.8),
+    "dreambooth_prior_0.3": (0.65, 0.3, 0.8, 0.6, 0.4), "dreambooth_prior_3": (0.5, 0.15, 0.95, 0.6, 0.2),
+    "lora": (0.5, 0.3, 0.8, 0.6, 0.4), "custom_diffusion": (0.58, 0.15, 0.95, 0.6, 0.2),
+}  # fmt: skip
+
+
+def world(**other):
+    """A record of step 1 with these levels and a little noise."""
+    generator, rows = torch.Generator().manual_seed(0), {}
+    for subject in toybox_claims.SUBJECTS:
+        rows[subject] = {}
+        for method, levels in (LEVELS | other).items():
+            noise = 0.02 * torch.randn(len(KEYS), 20, generator=generator)
+            by_prompt = {key: (level + n).tolist() for key, level, n in zip(KEYS, levels, noise, strict=True)}
+            sizes = dict(bytes=4000, parameters=1000 if method != "custom_diffusion" else 30)
+            rows[subject][method] = dict(by_prompt=by_prompt, **sizes)
+        change = {"cross-attention": (0.3, 0.32, 0.28), "self-attention": (0.1, 0.12), "rest": (0.1, 0.08, 0.09)}
+        share = {"cross-attention": 0.05, "self-attention": 0.15, "rest": 0.8}
+        rows[subject]["dreambooth_no_prior"]["change"] = {
+            kind: dict(by_weight=list(values), share=share[kind]) for kind, values in change.items()
+        }
+    return toybox_claims.Rows(dict(rows=rows))
+
+
+@pytest.mark.parametrize("name", ["c10", "c11", "c12", "c13", "c14", "c15"])
+def test_in_a_world_where_a_claim_is_true_it_holds(name):
+    claim = getattr(toybox_claims, name)(world())
+    assert claim["verdict"] == "holds" and claim["measured"] and claim["claim"]
+
+
+@pytest.mark.parametrize(("name", "other"), [
+    ("c10", dict(dreambooth=(0.2, 0.2, 0.9, 0.6, 0.3))),  # below Textual Inversion
+    ("c11", dict(dreambooth_no_prior=(0.7, 0.0, 0.5, 0.5, 0.8))),  # drifts away from the subject
+    ("c12", dict(dreambooth_no_prior=(0.7, 0.5, 1.3, 1.3, 0.8))),  # more diverse than before
+    ("c13", dict(dreambooth=(0.6, 0.7, 0.9, 0.6, 0.3))),  # the prior makes drift worse
+    ("c15", dict(custom_diffusion=(0.2, 0.15, 0.95, 0.6, 0.2))),  # far from DreamBooth
+])  # fmt: skip
+def test_in_a_world_where_a_claim_is_false_it_does_not_hold(name, other):
+    assert getattr(toybox_claims, name)(world(**other))["verdict"] == "does not hold"
+
+
+def test_a_difference_within_its_interval_can_not_be_told():
+    values = torch.tensor([0.1, -0.1, 0.12, -0.09])
+    found = toybox_claims.difference(values)
+    assert found["interval"] == pytest.approx(interval(values), abs=1e-4) and toybox_claims.told(found) == "cannot tell"
+    sure = dict(mean=1.0, interval=0.1)
+    assert toybox_claims.told(sure, found) == "cannot tell"
+    assert toybox_claims.told(sure, dict(mean=-1.0, interval=0.1)) == "does not hold"
+
+
+def test_two_subjects_are_found_in_either_order():
+    """The ground truth beats pictures of the two classes without the subjects, mirrored or not."""
+    from course_lib import judge as judging
+
+    class Stub:
+        judge = judging.load_judge()
+        args = None
+
+        def individual(self, x):
+            with torch.no_grad():
+                return self.judge.individual(x)
+
+    two = toybox_claims.TwoSubjects(Stub())
+    truth = two.truth()
+    specs = [toybox_claims.toybox_subjects.SUBJECTS["mochi"].spec(seed=0, **toybox_claims.pair_fields(scene))
+             for scene in toybox_claims.SCENES]  # fmt: skip
+    plain = toybox_claims.pixels([toybox_claims.replace(spec, look=None) for spec in specs])
+    seen, mirrored, without = (two.score(x, 1) for x in (truth, truth.flip(-1), plain))
+    assert seen["worse"].mean() > without["worse"].mean() + 0.2
+    assert mirrored["worse"].mean() > without["worse"].mean() + 0.2
+    assert seen["nouns"].mean() > 0.9 and mirrored["nouns"].mean() > 0.9
+
+
+def test_what_is_printed_is_the_record(tmp_path):
+    path = tmp_path / "claims.json"
+    claim = dict(claim="A > B", measured="+0.1 ± 0.2", verdict="cannot tell", why="too few")
+    path.write_text(json.dumps(dict(seed=0, device="CPU", date="2026-01-01", claims={"C1": claim})))
+    said = claims.verdict("C1", path)
+    assert "C1, CANNOT TELL: A > B" in said and "+0.1 ± 0.2" in said and "too few" in said and "2026-01-01" in said
+    assert "not in the record" in claims.verdict("C2", path)
+    assert "not in the record" in claims.verdict("C1", tmp_path / "none.json")
+
+
+@pytest.mark.skipif(not claims.load()["claims"], reason="data/results/claims.json is not made yet")
+def test_the_shipped_record_is_complete():
+    record = claims.load()["claims"]
+    assert set(record) == {"C8", *(f"C{k}" for k in range(10, 20))}
+    for name, claim in record.items():
+        assert claim["verdict"] in claims.VERDICTS and claim["measured"], name
+        assert (REPO / "notebooks" / f"{claim['notebook']}.ipynb").is_file()
+        assert f'verdict("{name}")' in (REPO / "notebooks" / f"{claim['notebook']}.ipynb").read_text().replace(
+            '\\"', '"'
+        )

@@ -1,0 +1,470 @@
+"""Judge the claims C8 and C10 to C19 by what was measured: writes data/results/claims.json.
+
+    make claims                           both steps: what is measured already with these weights is not measured again
+    python training/toybox_personalize.py     step 1: every method on every subject, data/results/personalization.json
+    python training/toybox_claims.py          step 2: this file; --fresh forgets its own experiments
+
+C10 to C15 follow from step 1; C8 and C16 to C19 have experiments here. All were fixed before looking. A difference is
+taken prompt by prompt (the same noises on both sides), with its 95 % interval: a claim holds if the difference has the
+claimed sign beyond the interval, does not hold if it has the other one, and else it can not be told.
+"""
+
+import argparse
+import datetime
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from toybox_personalize import PRIOR, SUBJECTS, Bench, setting_of
+
+from course_lib import judge as judging
+from course_lib.data import toybox_subjects
+from course_lib.data.toybox import Spec, render
+from course_lib.data.toybox_captions import corpus
+from course_lib.data.toybox_scenes import SCENES
+from course_lib.metrics import interval
+from course_lib.personalization import concept as pictures
+from course_lib.personalization import custom_diffusion, dreambooth, textual_inversion
+from course_lib.personalization.finetune import Recipe, Term, finetune
+from course_lib.personalization.merge import caption_features, merge_concepts, word_features
+from course_lib.personalization.regularisation import toybox_regularisation
+from course_lib.personalization.saving import Concept, applied, concept_of, only_tokens
+from course_lib.settings import CHECKPOINTS, REPOSITORY, RESULTS, device_name
+
+PAIR = ("mochi", "tilly")  # a cat and a teapot, learnt together
+TOKENS = ("<v1>", "<v2>")
+COMPOUND = "castle"  # "<v> castle cat": a name that contains a word with a meaning of its own
+
+
+def folder(name: str) -> Path:
+    return REPOSITORY / "data" / "subjects" / name
+
+
+def train(bench: Bench, recipe: Recipe) -> None:
+    for _ in finetune(bench.sd, recipe):
+        pass
+
+
+# ---- differences and verdicts ----
+
+
+def difference(values: Tensor) -> dict:
+    return dict(mean=round(values.mean().item(), 4), interval=round(interval(values), 4), count=len(values))
+
+
+def told(*differences: dict) -> str:
+    """All of the claimed (positive) sign, one of the other sign, or not to tell."""
+    if all(d["mean"] > d["interval"] for d in differences):
+        return "holds"
+    return "does not hold" if any(d["mean"] < -d["interval"] for d in differences) else "cannot tell"
+
+
+def words(d: dict) -> str:
+    return f"{d['mean']:+.3f} ± {d['interval']:.3f}"
+
+
+class Rows:
+    """What step 1 measured: `rows("fidelity", method)` joins all subjects, one number a prompt."""
+
+    def __init__(self, record: dict):
+        self.rows = record["rows"]
+        self.subjects = [name for name in SUBJECTS if name in self.rows]
+
+    def __call__(self, quantity: str, method: str) -> Tensor:
+        return torch.cat([torch.tensor(self.rows[name][method]["by_prompt"][quantity]) for name in self.subjects])
+
+    def compare(self, quantity: str, one: str, other: str) -> dict:
+        return difference(self(quantity, one) - self(quantity, other))
+
+    def mean(self, quantity: str, method: str) -> float:
+        return round(self(quantity, method).mean().item(), 3)
+
+    def sum(self, key: str, method: str) -> float:
+        return sum(self.rows[name][method][key] for name in self.subjects) / len(self.subjects)
+
+
+# ---- claims that follow from step 1 ----
+
+
+def c10(rows: Rows) -> dict:
+    d = rows.compare("fidelity", "dreambooth", "textual_inversion")
+    each = {m: rows.mean("fidelity", m) for m in ("base", "textual_inversion", "dreambooth", "dreambooth_no_prior")}
+    return dict(
+        claim="subject fidelity: DreamBooth > Textual Inversion", verdict=told(d), values=dict(difference=d, mean=each),
+        measured=f"fidelity DreamBooth - Textual Inversion: {words(d)} over {d['count']} prompts of "
+        f"{len(rows.subjects)} subjects (untouched model {each['base']}, Textual Inversion "
+        f"{each['textual_inversion']}, DreamBooth {each['dreambooth']}, without prior {each['dreambooth_no_prior']})",
+    )  # fmt: skip
+
+
+def c11(rows: Rows) -> dict:
+    d = rows.compare("drift", "dreambooth_no_prior", "base")
+    moved = rows.mean("others", "dreambooth_no_prior")
+    return dict(
+        claim="tuning everything makes the class word drift", verdict=told(d), values=dict(difference=d, moved=moved),
+        measured=f'likeness of "a photo of a <class>" to the subject, DreamBooth without prior - untouched: {words(d)} '
+        f"over {d['count']} groups of samples; these samples moved by {moved} in the judge's features",
+    )  # fmt: skip
+
+
+def c12(rows: Rows) -> dict:
+    d = rows.compare("spread", "base", "dreambooth_no_prior")
+    own = rows.compare("diversity", "base", "dreambooth_no_prior")
+    return dict(
+        claim="tuning everything loses diversity", verdict=told(d), values=dict(loss=d, loss_own_prompts=own),
+        measured=f"mean pairwise distance of class samples, untouched - DreamBooth without prior: {words(d)} "
+        f"(untouched {rows.mean('spread', 'base')}); of samples of one prompt about the subject: {words(own)}",
+    )  # fmt: skip
+
+
+def c13(rows: Rows) -> dict:
+    drift = rows.compare("drift", "dreambooth_no_prior", "dreambooth")
+    spread = rows.compare("spread", "dreambooth", "dreambooth_no_prior")
+    price = rows.compare("fidelity", "dreambooth_no_prior", "dreambooth")
+    names = {0: "dreambooth_no_prior", 0.3: "dreambooth_prior_0.3", 1: "dreambooth", 3: "dreambooth_prior_3"}
+    curve = {
+        str(weight): {key: rows.mean(key, method) for key in ("fidelity", "drift", "spread", "others")}
+        for weight, method in names.items()
+    }
+    return dict(
+        claim="prior preservation makes drift and loss of diversity smaller, at a price in fidelity",
+        verdict=told(drift, spread), values=dict(drift=drift, spread=spread, price=price, by_lambda=curve),
+        measured=f"lambda = 1 against none: drift {words(drift | dict(mean=-drift['mean']))}, diversity "
+        f"{words(spread)}, price in fidelity {words(price)}; over lambda = 0, 0.3, 1, 3: drift "
+        + ", ".join(str(v["drift"]) for v in curve.values()) + "; diversity "
+        + ", ".join(str(v["spread"]) for v in curve.values()) + "; fidelity "
+        + ", ".join(str(v["fidelity"]) for v in curve.values()),
+    )  # fmt: skip
+
+
+def c14(rows: Rows) -> dict:
+    kinds = ("cross-attention", "self-attention", "rest")
+    found = {k: [rows.rows[s]["dreambooth_no_prior"]["change"][k] for s in rows.subjects] for k in kinds}
+    mean = {k: torch.tensor([row["by_weight"] for row in rows_]).mean(0) for k, rows_ in found.items()}
+    share = {k: found[k][0]["share"] for k in kinds}
+    gaps = {}
+    for other in kinds[1:]:
+        a, b = mean[kinds[0]], mean[other]
+        half = 1.96 * (a.var() / len(a) + b.var() / len(b)).sqrt().item()
+        gaps[other] = dict(mean=round((a.mean() - b.mean()).item(), 5), interval=round(half, 5), count=len(a) + len(b))
+    return dict(
+        claim="cross-attention changes most when all weights are tuned", verdict=told(*gaps.values()),
+        values=dict(change={k: [round(v, 5) for v in m.tolist()] for k, m in mean.items()}, share=share, gaps=gaps),
+        measured="mean |dW|/|W| "
+        + ", ".join(f"{k} {mean[k].mean():.4f} ({share[k]:.1%} of the numbers)" for k in kinds)
+        + "; cross-attention - " + ", - ".join(f"{k}: {d['mean']:+.4f} ± {d['interval']:.4f}" for k, d in gaps.items()),
+    )  # fmt: skip
+
+
+def c15(rows: Rows) -> dict:
+    base = rows("fidelity", "base")
+    gain = {m: rows("fidelity", m) - base for m in ("custom_diffusion", "dreambooth", "textual_inversion", "lora")}
+    near = difference(gain["custom_diffusion"] - 0.8 * gain["dreambooth"])
+    size = {m: rows.sum("bytes", m) for m in gain}
+    numbers = {m: rows.sum("parameters", m) for m in gain}
+    share = numbers["custom_diffusion"] / numbers["dreambooth"]
+    gains = {m: round(v.mean().item(), 4) for m, v in gain.items()}
+    return dict(
+        claim="Custom Diffusion is near DreamBooth (at least 80 % of its gain) with a few per cent of the parameters",
+        verdict=told(near), values=dict(near=near, gain=gains, bytes=size, parameters=numbers, share=share),
+        measured=f"gain in fidelity over the untouched model: Custom Diffusion {gains['custom_diffusion']:+.3f}, "
+        f"DreamBooth {gains['dreambooth']:+.3f}; first - 0.8 x second: {words(near)}; {share:.1%} of the parameters; "
+        "on disk " + ", ".join(f"{m.replace('_', ' ')} {v / 1e3:,.1f} kB" for m, v in size.items()),
+    )  # fmt: skip
+
+
+# ---- C8: what moves ----
+
+
+def c8(bench: Bench) -> dict:
+    sd = bench.sd
+    parts = {"vae": sd.vae, "unet": sd.unet, "text_encoder": sd.text_encoder}
+
+    def state() -> dict[str, Tensor]:
+        return {f"{part}.{n.replace('.table', '')}": p.detach().clone() for part, net in parts.items()
+                for n, p in net.named_parameters() if not n.endswith("rows")}  # fmt: skip
+
+    before = state()
+    settings = replace(textual_inversion.default(sd), steps=20, weight_decay=0.1)
+    with textual_inversion.recipe(sd, folder("mochi"), token="<v>", noun="cat", settings=settings) as recipe:
+        first = recipe.tokens.rows.detach().clone()
+        train(bench, recipe)
+        after, row = state(), recipe.tokens.rows.detach()
+        moved = [name for name, value in before.items() if not torch.equal(value, after[name])]
+        row_moved = not torch.equal(first, row)
+    good = set(before) == set(after) and not moved and row_moved
+    return dict(
+        claim="one new row is all that moves; every other tensor is bit-identical",
+        verdict="holds" if good else "does not hold", values=dict(others=len(before), moved=moved, numbers=row.numel()),
+        measured=f"20 steps with weight decay 0.1: {len(before)} tensors of the three networks, {len(moved)} of them "
+        f"moved; the new row of {row.numel()} numbers {'moved' if row_moved else 'did not move'}",
+    )  # fmt: skip
+
+
+# ---- C16, C17, C19: two subjects ----
+
+
+def pair_fields(scene: str) -> dict:
+    other = Spec("teapot", "red", "plain", "", x=0.75, y=0.71, size=0.46, flip=True, seed=1)
+    return {"relation": "next to", "other": other, "x": 0.27, "y": 0.7, "size": 0.48, "scene": scene}
+
+
+class TwoSubjects:
+    """Prompts about both, the pictures that the systems draw for them, and how well each subject is met."""
+
+    def __init__(self, bench: Bench, count: int = 4):
+        self.bench, self.count = bench, count
+        self.subjects = [toybox_subjects.SUBJECTS[name] for name in PAIR]
+        self.nouns = [subject.noun for subject in self.subjects]
+        self.references = [
+            bench.individual(pixels([subject.spec(replace(spec)) for spec in toybox_subjects.references(name)]))
+            for name, subject in zip(PAIR, self.subjects, strict=True)
+        ]
+
+    def prompts(self, first: str, second: str) -> list[str]:
+        return [f"a photo of a {first} next to a {second} {scene}" for scene in SCENES]
+
+    def draw(self, first: str, second: str) -> Tensor:
+        return self.bench.draw(self.prompts(first, second), seed=11)
+
+    def truth(self) -> Tensor:
+        one, two = self.subjects
+        specs = []
+        for scene in SCENES:
+            spec = one.spec(seed=0, **pair_fields(scene))
+            specs.append(replace(spec, other=replace(spec.other, noun=two.noun, look=two.look)))
+        return pixels(specs)
+
+    def score(self, x: Tensor, each: int) -> dict[str, Tensor]:
+        """How well a picture shows both: its two lower halves, enlarged, are looked at in the better order.
+
+        fidelity: mean likeness to the two subjects; worse: that of the subject that is met less; nouns: whether the
+        judge reads off both nouns.  One number a prompt.
+        """
+        halves = [F.interpolate(x[:, :, 28:64, a : a + 36], 64, mode="bilinear") for a in (0, 28)]
+        like = [[(self.bench.individual(half) @ ref.T).mean(1) for ref in self.references] for half in halves]
+        orders = [torch.stack([like[0][0], like[1][1]]), torch.stack([like[0][1], like[1][0]])]
+        best = torch.where(orders[0].mean(0) > orders[1].mean(0), orders[0], orders[1])  # (2, N)
+        left, right = (judging.answers(self.bench.judge, half)[0]["noun"].argmax(1) for half in halves)
+        one, two = (judging.ATTRIBUTES["noun"].index(noun) for noun in self.nouns)
+        nouns = (((left == one) & (right == two)) | ((left == two) & (right == one))).float()
+        values = dict(fidelity=best.mean(0), worse=best.amin(0), nouns=nouns)
+        return {key: value.view(-1, each).mean(1) for key, value in values.items()}
+
+
+def pixels(specs: list[Spec]) -> Tensor:
+    return torch.stack([torch.from_numpy(render(spec)) for spec in specs]).permute(0, 3, 1, 2) / 127.5 - 1
+
+
+def two_subjects(bench: Bench) -> dict:
+    """Joint training, merging, averaging and DreamBooth on the same two subjects, prompts and noises."""
+    sd, two, scores = bench.sd, TwoSubjects(bench), {}
+    named = [f"{token} {noun}" for token, noun in zip(TOKENS, two.nouns, strict=True)]
+    scores["untouched model"] = two.score(two.draw(*two.nouns), two.count)
+    scores["ground truth"] = two.score(two.truth(), 1)
+    subjects = [
+        custom_diffusion.Subject(folder(name), token, noun)
+        for name, token, noun in zip(PAIR, TOKENS, two.nouns, strict=True)
+    ]
+    regularisation = [toybox_regularisation(sd, noun, 200) for noun in two.nouns]
+    with custom_diffusion.recipe(sd, subjects, regularisation=regularisation) as recipe:
+        train(bench, recipe)
+        scores["joint"] = two.score(two.draw(*named), two.count)
+    alone = []
+    for subject, examples in zip(subjects, regularisation, strict=True):
+        with custom_diffusion.recipe(sd, subject, regularisation=[examples]) as recipe:
+            train(bench, recipe)
+            alone.append(concept_of(recipe))
+    start = datetime.datetime.now()
+    merged = merge_concepts(sd, alone, corpus(500))
+    seconds = (datetime.datetime.now() - start).total_seconds()
+    for name, concept in {"merged": merged, "averaged": averaged(alone, merged)}.items():
+        with applied(sd, concept):
+            scores[name] = two.score(two.draw(*named), two.count)
+    with two_dreambooths(bench, two) as recipe:
+        train(bench, recipe)
+        scores["dreambooth"] = two.score(two.draw(*(f"{t} {n}" for t, n in zip(("sks", "zwx"), two.nouns))), two.count)
+    solved = constraint(bench, alone, merged)
+    return dict(scores={name: {k: [round(x, 4) for x in v.tolist()] for k, v in row.items()}
+                        for name, row in scores.items()}, merge=solved | {"seconds": round(seconds, 2)})  # fmt: skip
+
+
+def averaged(concepts: list[Concept], like: Concept) -> Concept:
+    """What merging should not be: the mean of the weights, with the words of all."""
+    mean = {n: torch.stack([c.tensors[n] for c in concepts]).mean(0) for n in concepts[0].tensors if n != "tokens"}
+    return replace(like, tensors=mean | {"tokens": like.tensors["tokens"]})
+
+
+def two_dreambooths(bench: Bench, two: TwoSubjects) -> Recipe:
+    """DreamBooth on both sets of pictures at once, each with a rare word and with the pictures of its class."""
+    sd, (one, other) = bench.sd, two.nouns
+    prior = dreambooth.prior_examples(sd, one, PRIOR)
+    settings = replace(dreambooth.TOYBOX, steps=dreambooth.TOYBOX.steps * 3 // 2)  # as many more as joint training has
+    recipe = dreambooth.recipe(sd, folder(PAIR[0]), noun=one, token="sks", prior=prior, settings=settings)
+    examples = pictures.examples(sd, folder(PAIR[1]), f"zwx {other}", templates=("a photo of a {}",))
+    recipe.terms += [Term(examples), Term(dreambooth.prior_examples(sd, other, PRIOR))]
+    for term in recipe.terms:
+        term.weight /= 2
+    return recipe
+
+
+@torch.no_grad()
+def constraint(bench: Bench, alone: list[Concept], merged: Concept) -> dict:
+    """How far the merged weights are from what each concept demands, and from those of an independent solver.
+
+    The solver takes the conditions of the optimum as one linear system,  [A C^T; C 0] [dW^T; m] = [0; V^T - C W_0^T].
+    """
+    with applied(bench.sd, *[only_tokens(concept) for concept in alone]):
+        targets = [word_features(bench.sd, concept.about).double().cpu() for concept in alone]
+        C_reg = torch.cat([caption_features(bench.sd, caption)[0] for caption in dict.fromkeys(corpus(500))])
+    C, C_reg = torch.cat(targets), C_reg.double().cpu()
+    A = C_reg.T @ C_reg
+    A += merged.settings["ridge"] * A.diagonal().mean() * torch.eye(len(A), dtype=A.dtype)
+    K = torch.cat([torch.cat([A, C.T], 1), torch.cat([C, torch.zeros(len(C), len(C), dtype=A.dtype)], 1)])
+    residual, mean_residual, gap = [], [], []
+    for name in (name for name in merged.tensors if name != "tokens"):
+        own = [concept.tensors[name].double() for concept in alone]
+        V = torch.cat([W @ target.T for W, target in zip(own, targets, strict=True)], dim=1)
+        W, W_0 = merged.tensors[name].double(), bench.weights[name.removeprefix("unet.")].double().cpu()
+        residual.append(((W @ C.T - V).norm() / V.norm()).item())
+        mean_residual.append(((sum(own) / len(own) @ C.T - V).norm() / V.norm()).item())
+        right = torch.cat([torch.zeros(len(A), len(W), dtype=A.dtype), (V - W_0 @ C.T).T])
+        change = torch.linalg.lstsq(K, right, driver="gelsd").solution[: len(A)].T
+        gap.append(((W - W_0 - change).norm() / change.norm()).item())
+    return dict(residual=max(residual), residual_of_average=max(mean_residual), gap_to_solver=max(gap),
+                layers=len(gap), condition=torch.linalg.cond(C_reg.T @ C_reg).item())  # fmt: skip
+
+
+def c16(found: dict) -> dict:
+    scores = {name: {k: torch.tensor(v) for k, v in row.items()} for name, row in found["scores"].items()}
+    d = difference(scores["joint"]["worse"] - scores["untouched model"]["worse"])
+    mean = {name: {k: round(v.mean().item(), 3) for k, v in row.items()} for name, row in scores.items()}
+    return dict(
+        claim="two subjects, learnt together, in one image", verdict=told(d), values=dict(difference=d, mean=mean),
+        measured=f"likeness of the subject that is met less, joint - untouched: {words(d)} over {d['count']} prompts; "
+        f"{mean['joint']['worse']} where the ground truth has {mean['ground truth']['worse']}; both nouns read off "
+        f"{mean['joint']['nouns']:.0%} of the pictures (untouched {mean['untouched model']['nouns']:.0%}, ground truth "
+        f"{mean['ground truth']['nouns']:.0%})",
+    )  # fmt: skip
+
+
+def c17(found: dict) -> dict:
+    m = found["merge"]
+    good = m["residual"] < 1e-5 and m["gap_to_solver"] < 1e-3
+    return dict(
+        claim="merging in closed form: the constraint holds to rounding, equals an independent solver, takes seconds",
+        verdict="holds" if good and m["seconds"] < 60 else "does not hold", values=m,
+        measured=f"largest relative residual of {m['layers']} layers {m['residual']:.1e} (weights averaged instead: "
+        f"{m['residual_of_average']:.2f}); distance to the solver {m['gap_to_solver']:.1e}; {m['seconds']:.1f} s; "
+        f"condition of C_reg^T C_reg {m['condition']:.1e}",
+    )  # fmt: skip
+
+
+def c19(found: dict) -> dict:
+    scores = {name: {k: torch.tensor(v) for k, v in row.items()} for name, row in found["scores"].items()}
+    against = {name: difference(scores[name]["worse"] - scores["dreambooth"]["worse"]) for name in ("joint", "merged")}
+    mean = {name: {k: round(v.mean().item(), 3) for k, v in row.items()} for name, row in scores.items()}
+    return dict(
+        claim="on two concepts, joint training and merging are ahead of DreamBooth", verdict=told(*against.values()),
+        values=dict(against=against, mean=mean),
+        measured="likeness of the subject that is met less: " + ", ".join(f"{n} {r['worse']}" for n, r in mean.items())
+        + "; against DreamBooth: " + ", ".join(f"{name} {words(d)}" for name, d in against.items()),
+    )  # fmt: skip
+
+
+# ---- C18: a word inside a name ----
+
+
+def compound(bench: Bench) -> dict:
+    """Teach mochi as "<v> castle cat", with and without regularisation, and look at "a photo of a castle"."""
+    sd, rows = bench.sd, {}
+    references = bench.individual(pixels(toybox_subjects.references("mochi")))
+    before = bench.class_samples(COMPOUND)
+
+    def look(x: Tensor) -> dict:
+        logits, features = judging.answers(bench.judge, x)
+        right = logits["noun"].argmax(1) == judging.ATTRIBUTES["noun"].index(COMPOUND)
+        moved = (features - judging.answers(bench.judge, before)[1]).norm(dim=1)
+        values = dict(drift=(bench.individual(x) @ references.T).mean(1), right=right.float(), moved=moved)
+        return {k: [round(n, 4) for n in v.view(-1, bench.args.images).mean(1).tolist()] for k, v in values.items()}
+
+    rows["untouched"] = look(before)
+    subject = custom_diffusion.Subject(folder("mochi"), "<v>", f"{COMPOUND} cat")
+    both = [toybox_regularisation(sd, noun, 200) for noun in (COMPOUND, "cat")]
+    for name, regularisation in {"without": [], "with": both}.items():
+        with custom_diffusion.recipe(sd, subject, regularisation=regularisation) as recipe:
+            train(bench, recipe)
+            rows[name] = look(bench.class_samples(COMPOUND))
+    return rows
+
+
+def c18(rows: dict) -> dict:
+    values = {name: {k: torch.tensor(v) for k, v in row.items()} for name, row in rows.items()}
+    drift = difference(values["without"]["drift"] - values["untouched"]["drift"])
+    held = difference(values["without"]["moved"] - values["with"]["moved"])
+    mean = {name: {k: round(v.mean().item(), 3) for k, v in row.items()} for name, row in values.items()}
+    return dict(
+        claim="a word inside the subject's name drifts, and retrieved regularisation pictures prevent it",
+        verdict=told(drift, held), values=dict(drift=drift, held=held, mean=mean),
+        measured=f'"a photo of a {COMPOUND}" after teaching "<v> {COMPOUND} cat": likeness to the subject, without '
+        f"regularisation - untouched {words(drift)}; its pictures moved by {mean['without']['moved']} without and "
+        f"{mean['with']['moved']} with regularisation, difference {words(held)}; {COMPOUND} read off "
+        + ", ".join(f"{row['right']:.0%} {name}" for name, row in mean.items()),
+    )  # fmt: skip
+
+
+PLACES = {
+    "C8": ("11_textual_inversion", "One row"), "C10": ("12_dreambooth", ""), "C11": ("12_dreambooth", ""),
+    "C12": ("12_dreambooth", ""), "C13": ("12_dreambooth", ""), "C14": ("13_custom_diffusion", ""),
+    "C15": ("13_custom_diffusion", ""), "C16": ("14_multiple_concepts", ""), "C17": ("14_multiple_concepts", ""),
+    "C18": ("13_custom_diffusion", ""), "C19": ("14_multiple_concepts", ""),
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=CHECKPOINTS / "toybox-sd")
+    parser.add_argument("--rows", type=Path, default=RESULTS / "personalization.json", help="what step 1 wrote")
+    parser.add_argument("--out", type=Path, default=RESULTS / "claims.json")
+    parser.add_argument("--fresh", action="store_true", help="do the experiments again")
+    args = parser.parse_args()
+    record = json.loads(args.rows.read_text())
+    args.images, args.steps, args.w = record["images"], record["steps"], record["w"]
+    bench = Bench(args)
+    setting = setting_of(args, bench)
+    if {key: record.get(key) for key in setting} != setting:
+        raise SystemExit(f"--rows: {args.rows} was measured on other weights; run training/toybox_personalize.py first")
+    result = dict(setting, made_by="training/toybox_claims.py", experiments={}, claims={})
+    if args.out.is_file() and not args.fresh:
+        earlier = json.loads(args.out.read_text())
+        if {key: earlier.get(key) for key in setting} == setting:
+            result = earlier
+    done = result["experiments"]
+
+    def keep() -> None:
+        result.update(device=device_name(), date=datetime.date.today().isoformat(), torch=torch.__version__)
+        args.out.write_text(json.dumps(result, indent=1) + "\n")
+
+    for name, experiment in {"c8": c8, "two_subjects": two_subjects, "compound": compound}.items():
+        if name not in done:
+            done[name] = experiment(bench)
+            keep()
+    rows = Rows(record)
+    claims = {
+        "C8": done["c8"], "C10": c10(rows), "C11": c11(rows), "C12": c12(rows), "C13": c13(rows), "C14": c14(rows),
+        "C15": c15(rows), "C16": c16(done["two_subjects"]), "C17": c17(done["two_subjects"]),
+        "C18": c18(done["compound"]), "C19": c19(done["two_subjects"]),
+    }  # fmt: skip
+    result["claims"] = {
+        name: claim | dict(notebook=PLACES[name][0], section=PLACES[name][1]) for name, claim in claims.items()
+    }
+    keep()
+    for name, claim in claims.items():
+        print(f"{name}: {claim['verdict'].upper()}: {claim['measured']}")
+
+
+if __name__ == "__main__":
+    main()
