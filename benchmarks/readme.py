@@ -6,6 +6,7 @@ python benchmarks/readme.py --check    say whether they are up to date (exit sta
 
 import json
 import re
+import statistics
 import sys
 from pathlib import Path
 
@@ -115,9 +116,78 @@ def speed() -> str:
     return table(("what", "measured", "target"), *rows) + f"\n\n{note}"
 
 
+def methods() -> str:
+    """Every method of Part 4, a mean over subjects and prompts with its interval over prompts."""
+    run = read("personalization.json")
+    columns = {"fidelity": "fidelity", "truth": "to ground truth", "prompt": "prompt obeyed", "clip_t": "CLIP-T",
+               "diversity": "diversity", "drift": "class drift", "spread": "class diversity"}  # fmt: skip
+    rows, subjects = [("method", *columns.values(), "seconds", "bytes")], run["rows"]
+    for method in next(iter(subjects.values())):
+        found = [subjects[name][method] for name in subjects]
+        cells = []
+        for key in columns:
+            values = [value for row in found for value in row["by_prompt"][key]]
+            mean, half = statistics.mean(values), 1.96 * statistics.stdev(values) / len(values) ** 0.5
+            cells.append(f"{mean:.3f} ± {half:.3f}")
+        seconds = [row["seconds_to_prepare"] + row["seconds_to_train"] for row in found if "bytes" in row]
+        size = f"{found[0]['bytes']:,}" if seconds else ""
+        rows.append((method.replace("_", " "), *cells, f"{statistics.mean(seconds):.0f}" if seconds else "", size))
+    note = (
+        f"Measured by `training/toybox_personalize.py` (`make claims`) on {', '.join(subjects)}: at least 20 prompts "
+        f"of {run['images']} samples each, {run['steps']} DDIM steps, w = {run['w']:g}, seed {run['seed']}, "
+        f"{run['dtype']}, {run['device']}, {run['date']}. Fidelity, truth and drift are cosines of the "
+        "judge's individual vectors (1: the same individual); seconds are those of preparing and training, without "
+        "drawing the class's pictures a second time; bytes as trained, in float32."
+    )
+    return table(*rows) + f"\n\n{note}"
+
+
+def claims() -> str:
+    """The claims of the seminar that Part 4 measures, with their verdicts."""
+    run = read("claims.json")
+    rows = [("claim", "what it says", "verdict", "measured", "notebook")]
+    for name, claim in run["claims"].items():
+        link = f"[{claim['notebook'][:2]}](notebooks/{claim['notebook']}.ipynb)"
+        why = f" {claim['why']}" if claim.get("why") else ""
+        rows.append((name, claim["claim"], f"**{claim['verdict']}**",
+                     (claim["measured"] + why).replace("|", "\\|"), link))  # fmt: skip
+    note = f"Measured by `make claims`: seed {run['seed']}, {run['dtype']}, {run['device']}, {run['date']}."
+    return table(*rows) + f"\n\n{note}"
+
+
+def personalization_speed() -> str:
+    """Ours beside the plain way, from benchmarks/personalization.py: a table for each base and device measured."""
+    return "\n\n".join(_ours_and_plain(path.name) for path in sorted(RESULTS.glob("benchmark_personalization*.json")))
+
+
+def _ours_and_plain(name: str) -> str:
+    run, rows = read(name), []
+    for row in run["rows"]:
+        unit = "ms" if "ms" in row else "s"
+        times = row["ms"] if "ms" in row else row["seconds"]
+        memory = row.get("peak_gib") or row.get("gpu_gib")
+        words = [f"{key} ({'reached' if ok else 'missed'})" for key, ok in row.get("targets", {}).items()]
+        pair = [f"{times[side]:.{0 if unit == 'ms' else 1}f} {unit}" for side in ("course_lib", "plain way")]
+        memory = "{course_lib:.2f} / {plain way:.2f} GiB".format(**memory) if memory else ""
+        rows.append((row["what"], *pair, f"{row['ratio']:.2f}", memory, "; ".join(words)))
+    head = ("what", "course_lib", "the plain way", "times as fast", "peak memory, ours / plain", "target")
+    note = (
+        f"Measured by `python benchmarks/personalization.py` with the base `{run['base']}`: {run['device']}, torch "
+        f"{run['torch']}, seed {run['seed']}, {run['date']}. How many times as fast we are is the median over "
+        "interleaved rounds; the plain way opens and encodes every picture and every prompt in each step."
+    )
+    return table(head, *rows) + f"\n\n{note}"
+
+
+PARTS = (notebooks, checkpoints, quality, toybox, methods, claims, speed, personalization_speed)
+LATER = (methods, claims, personalization_speed)  # they get a place in README with their first record
+
+
 def filled(text: str) -> str:
     """README's text with each table between its marks written anew."""
-    for part in (notebooks, checkpoints, quality, toybox, speed):
+    for part in PARTS:
+        if part in LATER and f"<!-- table: {part.__name__} -->" not in text:
+            continue
         pattern = rf"(<!-- table: {part.__name__} -->\n).*?(<!-- end -->)"
         text, count = re.subn(pattern, lambda m: m.group(1) + part() + "\n" + m.group(2), text, flags=re.S)  # noqa: B023
         if count != 1:

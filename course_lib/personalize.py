@@ -305,8 +305,8 @@ def train_options(add):
     add("--regularisation", action="append", metavar="DIR|N", help="custom-diffusion: a folder of captioned pictures "
         "of the class, or with toybox how many to find in its world; 0 switches off (default 100 with toybox, "
         "else 0)")  # fmt: skip
-    add("--similarity", type=float, metavar="X", help="custom-diffusion: how near the class noun a caption has to be; "
-        "-1 takes all (default 0.85)")  # fmt: skip
+    add("--similarity", type=float, metavar="X", help="custom-diffusion: how near the class noun a word of a "
+        "caption has to be; -1 takes all (default 0.85)")  # fmt: skip
     add("--sample-every", type=int, metavar="N", help="draw with it every N steps, into FILE.stepN.png, from the same "
         "noises: see it come, and see it become too much")  # fmt: skip
     add("--prompts", nargs="+", metavar="PROMPT", help='for these pictures (default "a photo of a {}")')
@@ -334,12 +334,18 @@ def main(argv=None):
         except KeyboardInterrupt:
             print("\nStopped at once; what was saved before is whole.", file=sys.stderr)
             return 130
-        except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
-            words = " ".join(str(error).split()) or type(error).__name__
-            if "memory" in words:
-                words = f"{words.split('. ')[0]}; here: --low-memory, --batch-size 1 or --method lora"
-            print(f"error: {words}", file=sys.stderr)
+        except (ValueError, OSError, RuntimeError, FloatingPointError, MemoryError) as error:
+            print(f"error: {sentence(error)}", file=sys.stderr)
             return 2
+
+
+def sentence(error):
+    """What went wrong, in one line and in the words of this command."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in words):
+        return ("memory: expected more than this device has left; try --low-memory, and to train --batch-size 1 or "
+                "--method lora; what was saved before is whole")  # fmt: skip
+    return words
 
 
 def note(message, category, *_):

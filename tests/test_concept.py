@@ -190,6 +190,21 @@ def test_captions_lie_beside_pictures(tmp_path, monkeypatch):
         concept.examples(pooling(), tmp_path, "<v> cat")
 
 
+def test_captions_hold_the_token_where_it_is_all_that_learns(tmp_path):
+    five(tmp_path)
+    assert concept.captions_with("<v>", tmp_path) is None and concept.captions_with("<v>", [halves()]) is None
+    for k in range(5):
+        (tmp_path / f"{k}.txt").write_text(["a {} here", "a <V> there"][k % 2])
+    assert concept.captions_with("<v>", str(tmp_path)) == concept.captions_beside(tmp_path)
+    assert concept.captions_with("<v>", tmp_path, ["my {}"]) == ["my {}"]  # those given count, not those beside
+    message = r"^captions: expected <v> or \{\} in each, as nothing else stands for the subject, "
+    with pytest.raises(ValueError, match=rf"{message}got 'a cat'$"):
+        concept.captions_with("<v>", tmp_path, ["{}", "a cat"])
+    (tmp_path / "3.txt").write_text("a cat")
+    with pytest.raises(ValueError, match=rf"{message}but of those beside the pictures in .* 1 lack it: 'a cat'$"):
+        concept.captions_with("<v>", tmp_path)
+
+
 # ---- batches ----
 
 

@@ -146,7 +146,10 @@ def test_what_does_not_fit_together_is_refused(sd, concepts):
         ([first, second], r"^concepts: .* but 8 are changed twice, such as unet\..*; merge the concepts first$"),
         ([only_tokens(first), only_tokens(first)], r"^concepts: expected a token of its own for each, got \[\['<cat>'"),
         ([wrong_width], r"^concepts: expected rows of 32 numbers, got \[7\]$"),
-        ([existing], r"^words: expected a token that is new, but the tokenizer knows '<\|endoftext\|>'$"),
+        (
+            [existing],
+            r"^words: expected a token that is new, but the tokenizer knows '<\|endoftext\|>'; choose ",
+        ),
         ([foreign], r"^concept: expected tensors of this model, got 1 others, such as unet\.mine$"),
     ]:
         with pytest.raises(ValueError, match=message), applied(sd, *chosen):

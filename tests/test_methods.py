@@ -49,13 +49,13 @@ def ids(sd, prompt):
 
 
 @pytest.mark.parametrize(("options", "expected"), [
-    (dict(token="<|endoftext|>"), r"words: expected a token that is new, but the tokenizer knows '<\|endoftext\|>'"),
-    (dict(token="<V>"), "words: expected a new token in lower case and brackets, such as <v>, got '<V>'"),
-    (dict(token="sks"), "words: expected a new token in lower case and brackets, such as <v>, got 'sks'"),
-    (dict(token="<a b>"), "words: expected a new token in lower case and brackets"),
-    (dict(token=""), "words: expected a new token in lower case and brackets"),
-    (dict(noun=""), "words: expected a known word for '<v>' to start from, got ''"),
-    (dict(noun="  "), "words: expected a known word for '<v>' to start from, got '  '"),
+    (dict(token="<|endoftext|>"), r"token: expected a token that is new, but the tokenizer knows '<\|endoftext\|>'"),
+    (dict(token="<V>"), "token: expected a new token in lower case and brackets, such as <v>, got '<V>'"),
+    (dict(token="sks"), "token: expected a new token in lower case and brackets, such as <v>, got 'sks'"),
+    (dict(token="<a b>"), "token: expected a new token in lower case and brackets"),
+    (dict(token=""), "token: expected a new token in lower case and brackets"),
+    (dict(noun=""), "noun: expected a word that the model knows, such as 'cat', got ''"),
+    (dict(noun="  "), "noun: expected a word that the model knows, such as 'cat', got '  '"),
     (dict(noun="<|endoftext|>"), "words: expected a known word for '<v>' to start from"),
     (dict(vectors=0), "vectors: expected a whole number of at least 1, got 0"),
     (dict(vectors=1.5), "vectors: expected a whole number of at least 1, got 1.5"),
@@ -171,7 +171,7 @@ def test_lora_wraps_the_attention_layers_and_lets_go(sd, untouched):
 @pytest.mark.parametrize(("subjects", "expected"), [
     ([], r"subjects: expected each with a token of its own, got \[\]"),
     ([Subject(PICTURES, "<v>", "cat"), Subject(PICTURES, "<v>", "tiger")], "subjects: expected each with a token of"),
-    ([Subject(PICTURES, "<v>", "cat"), Subject(PICTURES, "<W>", "tiger")], "words: expected a new token in lower case"),
+    ([Subject(PICTURES, "<v>", "cat"), Subject(PICTURES, "<W>", "tiger")], "token: expected a new token in lower case"),
     ([Subject(PICTURES, "<v>", "cat"), Subject(PICTURES, "<w>", " ")], "noun: expected a word that the model knows"),
     ([Subject(PICTURES, "<v>", "cat"), Subject([], "<w>", "tiger")], "images: expected at least one picture, got none"),
 ], ids=["none", "twice", "capitals", "noun", "no pictures"])  # fmt: skip
@@ -235,25 +235,54 @@ def test_nothing_is_learnt_from_the_start_token(sd, untouched):
             close(layer.weight.grad, h[:, 1:].sum(dim=(0, 1)).expand_as(layer.weight))
 
 
-def by_hand(sd, one, two):
-    """The cosine between two prompts' features at their end tokens."""
-    ends = [sd.encode_prompt(prompt)[0, 1 + len(ids(sd, prompt))] for prompt in (one, two)]
-    return torch.cosine_similarity(*ends, dim=0)
+def by_hand(sd, caption, noun):
+    """The largest cosine between a row of the table for a noun and the means of the rows of a caption's words."""
+    table = sd.text_encoder.get_input_embeddings().weight.detach()
+    mean = lambda word: table[ids(sd, word)].mean(dim=0)  # noqa: E731
+    return max(torch.cosine_similarity(mean(word), mean(noun), dim=0) for word in caption.split())
 
 
-def test_the_nearest_captions_are_found_nearest_first(sd):
-    captions = ["tiger of", "a cat", "of", "a", "a photo of a cat", "tiger"]
-    near = similarity(sd, captions, "a cat")
-    close(near, torch.stack([by_hand(sd, caption, "a cat") for caption in captions]), rtol=0, atol=1e-5)
-    order = sorted(range(len(captions)), key=lambda k: -near[k])
-    assert order[0] == 1 and len(set(near.tolist())) == len(captions)
-    assert retrieve(sd, captions, "a cat", threshold=-1) == order
-    assert retrieve(sd, captions, "a cat", count=2, threshold=-1) == order[:2]
-    between = (near[order[2]] + near[order[3]]).item() / 2
-    assert retrieve(sd, captions, "a cat", threshold=between) == order[:3]
-    close(similarity(sd, captions * 20, "a cat"), near.repeat(20))  # more than are encoded at a time
-    with pytest.raises(ValueError, match=r"^threshold: expected one below the best of 5 captions .*, got 0.999"):
-        retrieve(sd, captions[:1] + captions[2:], "a cat", threshold=0.999)
+@pytest.mark.parametrize("noun", ["cat", "photo"])  # of one sub-word, and of two
+def test_the_nearest_captions_are_found_nearest_first(sd, noun):
+    captions = ["tiger of", "a cat of photo", "of", "a tiger", "a photo of a CAT", "tiger"]
+    near = similarity(sd, captions, f"a tiger {noun}")
+    close(near, torch.stack([by_hand(sd, caption.lower(), noun) for caption in captions]))
+    assert near.tolist().count(1.0) == 2 and near.max() == 1  # the noun itself, wherever it stands
+    order = sorted(range(len(captions)), key=lambda k: -near[k])  # stable: equally near ones in their order
+    assert order[:2] == [1, 4]
+    assert retrieve(sd, captions, noun, threshold=-1) == order
+    assert retrieve(sd, captions, noun, count=1) == [1] and retrieve(sd, captions, noun) == [1, 4]
+    between = (near[order[2]] + near[order[-1]]).item() / 2
+    assert retrieve(sd, captions, noun, threshold=between) == [k for k in order if near[k] > between] != order
+    with pytest.raises(ValueError, match=r"^threshold: expected one below the best of 2 captions .*, got 0.999; lower"):
+        retrieve(sd, ["tiger of", "a"], noun, threshold=0.999)
+    close(similarity(sd, [""], noun), torch.tensor([-1.0]))
+    with pytest.raises(ValueError, match=r"^target: expected words, such as 'a photo of a cat', got ''$"):
+        similarity(sd, captions, "")
+
+
+def test_new_words_can_be_searched_too(sd, untouched):
+    with METHODS["custom diffusion"](sd):
+        close(similarity(sd, ["a <cat-1>", "tiger"], "cat")[0], torch.tensor(1.0))  # it starts as the cat
+
+
+@pytest.mark.parametrize("make", [textual_inversion.recipe, lambda sd, folder, token, noun: custom_diffusion.recipe(
+    sd, Subject(folder, token, noun))], ids=["textual inversion", "custom diffusion"])  # fmt: skip
+def test_captions_beside_the_pictures_count_where_the_word_is_all_that_learns(sd, untouched, tmp_path, make):
+    for k, picture in enumerate(PICTURES):
+        picture.save(tmp_path / f"{k}.png")
+        (tmp_path / f"{k}.txt").write_text("of {}")
+    with make(sd, tmp_path, token="<v>", noun="cat") as recipe:
+        assert {prompt.split()[1] for (prompt,) in recipe.terms[0].examples.prompts} == {"<v>"}
+    (tmp_path / "1.txt").write_text("of a cat")
+    with pytest.raises(ValueError, match=r"^captions: expected <v> or \{\} in each, .*beside .* 1 lack it: 'of a cat'"):
+        make(sd, tmp_path, token="<v>", noun="cat")
+
+
+@pytest.mark.parametrize("token", ["<V>", "sks", "<|endoftext|>"])
+def test_custom_diffusion_refuses_a_token(sd, untouched, token):
+    with pytest.raises(ValueError, match=r"^token: expected a .*token"):
+        custom_diffusion.recipe(sd, Subject(PICTURES, token, "cat"), augment=False)
 
 
 # ---- every recipe on the layout of Stable Diffusion 1.5 ----

@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from tiny import FULL_SIZE, TINY
 
 from course_lib import personalize
 from course_lib.latent.stable_diffusion import load
-from course_lib.personalization import dreambooth, memory, regularisation, textual_inversion, train_command
+from course_lib.personalization import dreambooth, finetune, memory, regularisation, textual_inversion, train_command
 from course_lib.personalization.finetune import Settings
 from course_lib.personalization.saving import applied, load_concept, uncompressed
 
@@ -131,9 +132,20 @@ def test_the_same_command_again_refuses_or_goes_on(world, tmp_path, capsys):
 
 BAD = {
     "empty folder": (["--images", "EMPTY"], "images: expected"),
-    "a class noun that is none": (["--class-noun", " "], "words: expected a known word"),
-    "a token that exists": (["--token", "cat"], "words: expected a new token"),
-    "a token with capitals": (["--token", "<V>"], "words: expected a new token in lower case"),
+    "no such folder": (["--images", "nowhere"], "images: expected a folder with pictures, but nowhere is none"),
+    "text files only": (["--images", "TEXTS"], "images: expected PNG, JPEG or WebP files in"),
+    "a text file with a picture's name": (["--images", "FALSE"], "images: expected a PNG, JPEG or WebP picture, but"),
+    "one corrupt picture": (["--images", "CORRUPT"], "images: expected a PNG, JPEG or WebP picture, but"),
+    "an animation": (["--images", "ANIMATION"], "images: expected still pictures, got an animation of 2 frames"),
+    "captions without the word": (["--images", "CAPTIONS"], "captions: expected <v> or {} in each, as nothing else"),
+    "a class noun that is none": (["--class-noun", " "], "class_noun: expected a word that the model knows"),
+    "a class noun of marks": (["--class-noun", "<|endoftext|>"], "class_noun: expected a word that the model knows"),
+    "a token that exists": (["--token", "<|endoftext|>"], "token: expected a token that is new, but the tokenizer"),
+    "a token that is a word": (["--token", "cat"], "token: expected a new token in lower case and brackets"),
+    "a token that splits": (["--token", "sks"], "token: expected a new token in lower case and brackets"),
+    "a token with capitals": (["--token", "<V>"], "token: expected a new token in lower case"),
+    "an empty token": (["--method", "lora", "--token", " "], "token: expected a rare word, such as sks, got ' '"),
+    "a file for a folder": (["--out", "IN A FILE"], "out: expected a file in a folder that can be written, but"),
     "another method's option": (["--rank", "4"], "rank: expected with lora only"),
     "no steps": (["--steps", "0"], "steps: expected a whole number"),
     "a rate out of range": (["--lr", "7"], "lr: expected a number between 0 and 1"),
@@ -143,13 +155,37 @@ BAD = {
 }
 
 
+KINDS = ("EMPTY", "TEXTS", "FALSE", "CORRUPT", "ANIMATION", "CAPTIONS", "IN A FILE")
+
+
+def bad_pictures(world, folder, kind):
+    """A folder of good pictures with something wrong in it."""
+    folder.mkdir()
+    if kind in ("CORRUPT", "FALSE", "ANIMATION", "CAPTIONS"):
+        for k in range(3):
+            (folder / f"{k}.png").write_bytes((world / "cat" / f"{k}.png").read_bytes())
+            (folder / f"{k}.txt").write_text("a cat" if kind == "CAPTIONS" else "a {}")
+    if kind in ("TEXTS", "IN A FILE"):
+        (folder / "0.txt").write_text("mine")
+    elif kind == "FALSE":
+        (folder / "1.png").write_text("mine")
+    elif kind == "CORRUPT":
+        (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:300])
+    elif kind == "ANIMATION":
+        frames = [Image.new("RGB", (40, 40), colour) for colour in ("red", "blue")]
+        frames[0].save(folder / "1.webp", save_all=True, append_images=frames[1:])
+        (folder / "1.txt").write_text("a {}")
+
+
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_sentence_and_code_2(world, tmp_path, capsys, case):
     changes, message = BAD[case]
     options = train_options(world, tmp_path / "x.safetensors")
-    (tmp_path / "empty").mkdir()
+    folder = tmp_path / "empty"
+    bad_pictures(world, folder, next((value for value in changes if value in KINDS), "EMPTY"))
     for flag, value in zip(changes[::2], changes[1::2], strict=True):
-        value = str(tmp_path / "empty") if value == "EMPTY" else value
+        if value in KINDS:
+            value = str(folder / "0.txt" / "x.safetensors" if value == "IN A FILE" else folder)
         options = [*options, flag, value] if flag not in options else options
         options[options.index(flag) + 1] = value
     assert run(*options) == 2
@@ -158,16 +194,84 @@ def test_bad_input_is_one_sentence_and_code_2(world, tmp_path, capsys, case):
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 
-def test_a_loss_that_is_no_number_ends_with_one_sentence(world, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(train_command, "finetune", broken_training)
-    assert run(*train_options(world, tmp_path / "x.safetensors")) == 2
+def test_a_noun_in_pieces_is_refused_where_the_vocabulary_is_known_and_told_elsewhere(world, tmp_path, capsys, sd):
+    args = SimpleNamespace(method="lora", token=["sks"], class_noun=["cat", "a photo"])
+    with pytest.warns(UserWarning, match=r"^class_noun: the tokenizer cuts 'photo' into pieces; if the model draws"):
+        train_command.check_words(args, sd)
+    toybox = SimpleNamespace(name="toybox", tokenizer=sd.tokenizer)
+    with pytest.raises(ValueError, match=r"^class_noun: expected a word .*, but 'photo' is none to its token"):
+        train_command.check_words(args, toybox)
+    args.class_noun = ["cat"]
+    train_command.check_words(args, toybox)
+
+
+def test_a_concept_of_another_model_is_refused_in_one_sentence(world, custom, tmp_path, capsys):
+    FULL_SIZE.build(1, **TINY | {"unet": TINY["unet"] | {"sample_size": 8}}).save(tmp_path / "other", torch.float32)
+    out = tmp_path / "x.png"
+    capsys.readouterr()
+    assert run("sample", "--concept", custom["cat"], "--base", tmp_path / "other", "--out", out) == 2
     err = capsys.readouterr().err
-    assert "error: the loss is not a number at step 1 (with --fresh and a smaller --lr)" in err and "Trace" not in err
+    assert err.startswith("error: concept: expected one that was trained on this model") and err.count("\n") == 1
+    assert not out.exists()
+    trained(world, tmp_path / "x.safetensors")
+    (tmp_path / "x.safetensors").unlink()
+    options = train_options(world, tmp_path / "x.safetensors", "textual-inversion", "--steps", 5)
+    options[options.index("--base") + 1] = str(tmp_path / "other")
+    capsys.readouterr()
+    assert run(*options) == 2
+    err = capsys.readouterr().err
+    assert "error: sd: " in err and "was written on another base model" in err and "--fresh begins anew" in err
+    assert torch.load(tmp_path / "x.safetensors.state.pt", weights_only=True)["step"] == 3
 
 
-def broken_training(*args, **options):
-    raise FloatingPointError("the loss is not a number at step 1")
-    yield
+def last_line(err):
+    assert "Traceback" not in err
+    return err.replace("\r", "\n").strip().splitlines()[-1]
+
+
+def test_a_loss_that_is_no_number_ends_with_one_sentence(world, tmp_path, capsys, monkeypatch):
+    """The weights are no numbers any more at the third step; the state of the second stays."""
+    out, state, real = tmp_path / "x.safetensors", tmp_path / "x.safetensors.state.pt", finetune.denoising_loss
+    calls = []
+
+    def breaks(*args):
+        calls.append(1)
+        return real(*args) * (torch.nan if len(calls) > 2 else 1)
+
+    monkeypatch.setattr(finetune, "denoising_loss", breaks)
+    assert run(*train_options(world, out, "lora", "--save-every", 2)) == 2
+    err = last_line(capsys.readouterr().err)
+    assert err.startswith("error: lr: expected one that the training bears, got 0.01: the loss is not a number at ")
+    assert f"step 3; {state} holds the last good state" in err and err.endswith("(--fresh --lr X)")
+    assert torch.load(state, weights_only=True)["step"] == 2 and not out.exists()
+
+
+@pytest.mark.parametrize("error", [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ..."), MemoryError(),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you ..."),
+], ids=["GPU", "Python", "CPU"])  # fmt: skip
+def test_out_of_memory_is_one_sentence_and_loses_nothing(world, tmp_path, capsys, monkeypatch, error):
+    out, state, real = tmp_path / "x.safetensors", tmp_path / "x.safetensors.state.pt", finetune.denoising_loss
+    calls = []
+
+    def breaks(*args):
+        calls.append(1)
+        if len(calls) > 2:
+            raise error
+        return real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune, "denoising_loss", breaks)
+        assert run(*train_options(world, out, "lora", "--save-every", 2)) == 2
+    err = last_line(capsys.readouterr().err)
+    assert err.startswith("error: memory: expected more than this device has left; try --low-memory, and to train")
+    assert torch.load(state, weights_only=True)["step"] == 2 and not out.exists()
+    assert trained(world, out, "lora").settings["steps"] == 3
+
+
+def test_memory_in_the_name_of_a_folder_is_no_lack_of_it(tmp_path, capsys):
+    assert run("info", "--concept", tmp_path / "memory.safetensors") == 2
+    assert "memory.safetensors does not exist" in capsys.readouterr().err
 
 
 def test_a_concept_that_can_not_be_saved_is_saved_elsewhere(world, tmp_path, capsys, monkeypatch):
@@ -180,12 +284,37 @@ def test_a_concept_that_can_not_be_saved_is_saved_elsewhere(world, tmp_path, cap
             raise OSError(28, "No space left on device")
         save_file(tensors, path, **options)
 
-    monkeypatch.setattr(saving, "save_file", full)
-    monkeypatch.setattr(train_command.tempfile, "tempdir", str(tmp_path))
-    assert run(*train_options(world, tmp_path / "full" / "x.safetensors")) == 2
-    err = capsys.readouterr().err
-    rescued = Path(err.strip().split("the concept is in ")[1])
-    assert "No space left" in err and load_concept(rescued).method == "textual_inversion"
+    with monkeypatch.context() as patch:
+        patch.setattr(saving, "save_file", full)
+        patch.setattr(train_command.tempfile, "tempdir", str(tmp_path))
+        assert run(*train_options(world, tmp_path / "full" / "x.safetensors")) == 2
+        err = last_line(capsys.readouterr().err)
+        rescued = Path(err.split("the concept is in ")[1])
+        assert "No space left" in err and load_concept(rescued).method == "textual_inversion"
+        patch.setattr(train_command.tempfile, "tempdir", str(tmp_path / "full"))  # no room there either
+        out = tmp_path / "full" / "y.safetensors"
+        assert run(*train_options(world, out)) == 2
+        err, state = last_line(capsys.readouterr().err), out.with_name("y.safetensors.state.pt")
+        assert f"nor can the folder for temporary files, but {state} holds what was learnt; make room, then the" in err
+    assert trained(world, out).settings["steps"] == 3  # the same command
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0 or shutil.which("mount") is None, reason="no mount")
+def test_a_disk_that_is_really_full(world, tmp_path, capsys, monkeypatch):
+    """One of 64 kB: neither the state nor the concept has room."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(disk)], capture_output=True).returncode:
+        pytest.skip("this machine lets nobody mount")
+    try:
+        monkeypatch.setattr(train_command.tempfile, "tempdir", str(tmp_path))
+        assert run(*train_options(world, disk / "x.safetensors", "dreambooth")) == 2
+        err = last_line(capsys.readouterr().err)
+        assert err.startswith(f"error: out: {disk / 'x.safetensors'} can not be written (") and "No space" in err
+        assert load_concept(Path(err.split("the concept is in ")[1])).method == "dreambooth"
+        assert list(disk.iterdir()) == []
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 # ---- interrupted ----
@@ -199,8 +328,11 @@ def start(world, out, *more):
                             stderr=subprocess.PIPE, text=True)  # fmt: skip
 
 
+PATIENCE = 600  # seconds: on a machine that is busy with other things the imports alone have taken more than 120
+
+
 def wait_for(path, process):
-    end = time.monotonic() + 120
+    end = time.monotonic() + PATIENCE
     while not path.is_file():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end, "it did not begin"
@@ -215,9 +347,10 @@ def test_an_interrupted_training_goes_on(world, tmp_path, how):
     try:
         wait_for(state, process)
         process.send_signal(how)
-        _, complaint = process.communicate(timeout=120)
+        _, complaint = process.communicate(timeout=PATIENCE)
     finally:
         process.kill()  # nothing trains on behind a test that failed
+        process.wait()
     step = torch.load(state, weights_only=True)["step"]
     assert step >= 20 and not out.exists()
     if how == signal.SIGINT:
@@ -226,7 +359,8 @@ def test_an_interrupted_training_goes_on(world, tmp_path, how):
     resumed = trained(world, out, "lora", "--steps", step + 2)
     whole = trained(world, tmp_path / "whole.safetensors", "lora", "--steps", step + 2)
     for name, value in whole.tensors.items():
-        close(resumed.tensors[name], value)
+        # Bit for bit in one process (test_finetune_state); a library in two may add in another order. A step is 1e-2.
+        close(resumed.tensors[name], value, rtol=0, atol=1e-3)
 
 
 def test_a_second_ctrl_c_stops_at_once_and_the_handler_is_put_back():
@@ -386,7 +520,7 @@ def test_pictures_of_the_class_are_found_by_their_captions(world, sd, tmp_path):
         with pytest.raises(ValueError, match="caption"):
             regularisation.folder_regularisation(sd, tmp_path, "cat")
         (tmp_path / f"{k}.txt").write_text(caption, encoding="utf-8")
-    found = regularisation.folder_regularisation(sd, tmp_path, "cat", threshold=0.9999)
+    found = regularisation.folder_regularisation(sd, tmp_path, "cat")
     assert found.prompts == [("a photo of a cat",)] * 2
     assert len(regularisation.folder_regularisation(sd, tmp_path, "cat", threshold=-1).prompts) == 3
 
@@ -410,6 +544,9 @@ def test_the_folder_of_the_option_becomes_a_term(world, sd, tmp_path):
     for given, message in ((["5"], "a number is for --base toybox"), (["a", "b", "c"], "expected one folder, or one")):
         with pytest.raises(ValueError, match=message):
             train_command.regularisation(SimpleNamespace(**vars(args) | {"regularisation": given}), sd)
+    args.class_noun, args.similarity = ["of"], None
+    with pytest.raises(ValueError, match=r"^similarity: expected one below the best of 3 captions .*sation 0\)$"):
+        train_command.regularisation(args, sd)
 
 
 # ---- help ----

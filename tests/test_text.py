@@ -106,7 +106,9 @@ def test_a_word_of_several_vectors_is_written_out(encoder, tokenizer):
         theirs = TextualInversionLoaderMixin().maybe_convert_prompt("a <v> of", tokenizer)
         assert text.expand(tokenizer, "a <v> of") == theirs
         assert text.expand(tokenizer, "<v>, <w> <v>") == "<v> <v>_1 <v>_2, <w> <v> <v>_1 <v>_2"
-        for same in ("a cat", "", "<w>", "<u> <", "the row <v>_1", "x<y>_z"):
+        assert text.expand(tokenizer, "a <V> of") == "a <v> <v>_1 <v>_2 of"  # to the tokenizer the same word
+        close(text.tokenize(tokenizer, "a <V>, <v>"), text.tokenize(tokenizer, "a <v>, <v>"), **exact)
+        for same in ("a cat", "", "<w>", "<u> <", "the row <v>_1", "x<y>_z", "<U>"):
             assert text.expand(tokenizer, same) == same
         size = new.table.num_embeddings
         both = text.tokenize(tokenizer, ["<v> cat", "<v>_2 cat"])

@@ -11,9 +11,11 @@ import torch
 from diffusers import DDIMScheduler
 from safetensors import safe_open
 
-from course_lib.data.toybox_sets import pairs
+from course_lib.data.toybox_captions import SYNONYMS
+from course_lib.data.toybox_sets import pair_spec, pairs
 from course_lib.diffusion.checkpoint import sha256
 from course_lib.latent import registry, stable_diffusion
+from course_lib.personalization.custom_diffusion import retrieve
 from course_lib.settings import RESULTS
 
 TOYBOX = registry.MODELS["toybox"].folder
@@ -96,3 +98,12 @@ def test_a_pass_through_the_autoencoder_keeps_the_picture(sd):
     z0 = sd.encode_image(images)
     assert 0.7 < z0.std() < 1.4
     assert (sd.decode(z0) - images).square().mean() < 0.04  # 14 dB
+
+
+def test_captions_of_a_class_are_found_by_their_words(sd):
+    """By CLIP's feature of the whole sentence few of the nearest name the class, see `similarity`."""
+    captions = [pair_spec(k)[1] for k in range(2000)]
+    for noun in ("cat", "dog", "teapot", "backpack"):
+        found = retrieve(sd, captions, f"a photo of a {noun}", count=50)
+        words = [set(captions[k].split()) & {noun, SYNONYMS.get(noun)} for k in found]
+        assert len(found) == 50 and all(words)

@@ -32,7 +32,7 @@ from course_lib.personalization.finetune import Recipe, Term, finetune
 from course_lib.personalization.merge import caption_features, merge_concepts, word_features
 from course_lib.personalization.regularisation import toybox_regularisation
 from course_lib.personalization.saving import Concept, applied, concept_of, only_tokens
-from course_lib.settings import CHECKPOINTS, REPOSITORY, RESULTS, device_name
+from course_lib.settings import REPOSITORY, RESULTS, device_name
 
 PAIR = ("mochi", "tilly")  # a cat and a teapot, learnt together
 TOKENS = ("<v1>", "<v2>")
@@ -73,14 +73,15 @@ class Rows:
         self.rows = record["rows"]
         self.subjects = [name for name in SUBJECTS if name in self.rows]
 
-    def __call__(self, quantity: str, method: str) -> Tensor:
-        return torch.cat([torch.tensor(self.rows[name][method]["by_prompt"][quantity]) for name in self.subjects])
+    def __call__(self, quantity: str, method: str, subjects: list[str] | None = None) -> Tensor:
+        rows = [self.rows[name][method]["by_prompt"][quantity] for name in subjects or self.subjects]
+        return torch.cat([torch.tensor(row) for row in rows])
 
     def compare(self, quantity: str, one: str, other: str) -> dict:
         return difference(self(quantity, one) - self(quantity, other))
 
-    def mean(self, quantity: str, method: str) -> float:
-        return round(self(quantity, method).mean().item(), 3)
+    def mean(self, quantity: str, method: str, subjects: list[str] | None = None) -> float:
+        return round(self(quantity, method, subjects).mean().item(), 3)
 
     def sum(self, key: str, method: str) -> float:
         return sum(self.rows[name][method][key] for name in self.subjects) / len(self.subjects)
@@ -125,15 +126,17 @@ def c13(rows: Rows) -> dict:
     spread = rows.compare("spread", "dreambooth", "dreambooth_no_prior")
     price = rows.compare("fidelity", "dreambooth_no_prior", "dreambooth")
     names = {0: "dreambooth_no_prior", 0.3: "dreambooth_prior_0.3", 1: "dreambooth", 3: "dreambooth_prior_3"}
+    all_weights = [name for name in rows.subjects if all(method in rows.rows[name] for method in names.values())]
     curve = {
-        str(weight): {key: rows.mean(key, method) for key in ("fidelity", "drift", "spread", "others")}
+        str(weight): {key: rows.mean(key, method, all_weights) for key in ("fidelity", "drift", "spread", "others")}
         for weight, method in names.items()
     }
     return dict(
         claim="prior preservation makes drift and loss of diversity smaller, at a price in fidelity",
         verdict=told(drift, spread), values=dict(drift=drift, spread=spread, price=price, by_lambda=curve),
         measured=f"lambda = 1 against none: drift {words(drift | dict(mean=-drift['mean']))}, diversity "
-        f"{words(spread)}, price in fidelity {words(price)}; over lambda = 0, 0.3, 1, 3: drift "
+        f"{words(spread)}, price in fidelity {words(price)}; over lambda = 0, 0.3, 1, 3 "
+        f"({', '.join(all_weights)}): drift "
         + ", ".join(str(v["drift"]) for v in curve.values()) + "; diversity "
         + ", ".join(str(v["spread"]) for v in curve.values()) + "; fidelity "
         + ", ".join(str(v["fidelity"]) for v in curve.values()),
@@ -426,7 +429,7 @@ PLACES = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=CHECKPOINTS / "toybox-sd")
+    parser.add_argument("--model", default="toybox", help="as for step 1")
     parser.add_argument("--rows", type=Path, default=RESULTS / "personalization.json", help="what step 1 wrote")
     parser.add_argument("--out", type=Path, default=RESULTS / "claims.json")
     parser.add_argument("--fresh", action="store_true", help="do the experiments again")

@@ -40,7 +40,7 @@ from course_lib.personalization import custom_diffusion, dreambooth, textual_inv
 from course_lib.personalization.finetune import Recipe, finetune
 from course_lib.personalization.regularisation import toybox_regularisation
 from course_lib.personalization.saving import Concept, concept_of
-from course_lib.settings import CHECKPOINTS, REPOSITORY, RESULTS, device_name
+from course_lib.settings import REPOSITORY, RESULTS, device_name
 
 SUBJECTS = ("mochi", "biscuit", "tilly", "rollo")  # two pets, two things
 PRIOR = 100  # pictures of the class
@@ -79,7 +79,7 @@ class Bench:
         self.sd = stable_diffusion.load(args.model, dtype=settings.quick_dtype(settings.device()))
         self.weights = {name: param.detach().clone() for name, param in self.sd.unet.named_parameters()}
         self.judge = judging.load_judge(self.sd.device)
-        self.clip = CLIPModel.from_pretrained(args.model / "clip", dtype=torch.float32).eval().to(self.sd.device)
+        self.clip = CLIPModel.from_pretrained(self.sd.source / "clip", dtype=torch.float32).eval().to(self.sd.device)
         self.class_before: dict[str, Tensor] = {}
 
     def draw(self, prompts: list[str], seed: int) -> Tensor:
@@ -181,14 +181,15 @@ class Bench:
 
 def setting_of(args: argparse.Namespace, bench: Bench) -> dict:
     """What the figures depend on, beside the code: figures of another setting do not count."""
-    weights = {str(p.relative_to(args.model)): sha256(p)[:16] for p in sorted(args.model.rglob("*.safetensors"))}
+    files = sorted(bench.sd.source.rglob("*.safetensors"))
+    weights = {str(p.relative_to(bench.sd.source)): sha256(p)[:16] for p in files}
     dtype = str(bench.sd.dtype).removeprefix("torch.")
     return dict(images=args.images, steps=args.steps, w=args.w, seed=0, dtype=dtype, weights=weights)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=CHECKPOINTS / "toybox-sd")
+    parser.add_argument("--model", default="toybox", help="as in load(); its name chooses the methods' settings")
     parser.add_argument("--out", type=Path, default=RESULTS / "personalization.json")
     parser.add_argument("--subjects", nargs="+", default=list(SUBJECTS), choices=list(toybox_subjects.SUBJECTS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))

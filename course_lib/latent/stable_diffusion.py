@@ -66,6 +66,11 @@ class StableDiffusion:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     @property
+    def outside(self) -> torch.dtype:
+        """The dtype between the networks: float32, and float64 where they compute in float64."""
+        return torch.promote_types(self.dtype, torch.float32)
+
+    @property
     def factor(self) -> int:
         """How many pixels of a picture's side one latent stands for: 8 in Stable Diffusion 1."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
@@ -78,7 +83,7 @@ class StableDiffusion:
         if not torch.is_tensor(prompts):
             ids = text.tokenize(self.tokenizer, prompts)
             with self.autocast():
-                return text.encode(self.text_encoder, ids).float()
+                return text.encode(self.text_encoder, ids).to(self.outside)
         width = self.unet.config.cross_attention_dim
         if prompts.ndim != 3 or prompts.shape[-1] != width:
             raise ValueError(f"prompts: expected strings or (B, L, {width}) features, got {tuple(prompts.shape)}")
@@ -96,7 +101,7 @@ class StableDiffusion:
             raise ValueError(f"images: expected (B, 3, H, W), H and W multiples of {f}, got {tuple(images.shape)}")
         z = self.vae.encode(images.to(self.device, self.dtype)).latent_dist
         z = z.mode() if generator is None else z.sample(generator)
-        return self.vae.config.scaling_factor * z.float()
+        return self.vae.config.scaling_factor * z.to(self.outside)
 
     def decode(self, z0: Tensor) -> Tensor:
         """Latents (B, C, h, w) back to images (B, 3, factor * h, factor * w), clamped to [-1, 1].
@@ -104,7 +109,7 @@ class StableDiffusion:
         Derived in: notebooks/04_autoencoder.ipynb, section "The scaling factor".
         """
         z = z0.to(self.device) / self.vae.config.scaling_factor
-        return self.vae.decode(z.to(self.dtype)).sample.float().clamp(-1, 1)
+        return self.vae.decode(z.to(self.dtype)).sample.to(self.outside).clamp(-1, 1)
 
     def unet_eps(self, zt: Tensor, t: Tensor | int, features: Tensor) -> Tensor:
         """eps_hat of the UNet at our t in 1..T; its own times are 0-based, so it is told t - 1, here and nowhere else.
@@ -116,7 +121,8 @@ class StableDiffusion:
         t = t if torch.is_tensor(t) else torch.full((len(zt),), t, device=self.device)
         features = _repeat(features, len(zt))
         with self.autocast():
-            output = self.unet(zt.to(self.dtype), t - 1, encoder_hidden_states=features.to(self.dtype)).sample.float()
+            output = self.unet(zt.to(self.dtype), t - 1, encoder_hidden_states=features.to(self.dtype)).sample
+        output = output.to(self.outside)
         if self.noise_settings["prediction_type"] == "epsilon":
             return output
         alpha_bar = self.schedule.at(t, zt)

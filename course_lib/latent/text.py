@@ -36,12 +36,15 @@ def tokenize(tokenizer, prompts: str | list[str]) -> Tensor:
 def expand(tokenizer, prompt: str) -> str:
     """Write out a new word of several vectors: "<v>" becomes "<v> <v>_1 <v>_2", as diffusers' pipelines do it."""
     added = tokenizer.get_added_vocab()
-    for token in dict.fromkeys(re.findall(r"<[^\s<>]+>(?!_)", prompt)) if added else ():
+
+    def write_out(match: re.Match) -> str:
+        token = match[0] if match[0] in added else match[0].lower()  # the tokenizer reads "<V>" as "<v>"
         rows = [token]
         while f"{token}_{len(rows)}" in added:
             rows.append(f"{token}_{len(rows)}")
-        prompt = re.sub(re.escape(token) + "(?!_)", " ".join(rows), prompt) if token in added else prompt
-    return prompt
+        return " ".join(rows) if token in added else match[0]
+
+    return re.sub(r"<[^\s<>]+>(?!_)", write_out, prompt) if added else prompt
 
 
 def encode(text_encoder: nn.Module, ids: Tensor) -> Tensor:
@@ -70,6 +73,15 @@ def words(tokenizer, prompt: str) -> list[tuple[str, list[int]]]:
             found.append((word, begun))
             begun = []
     return found
+
+
+def token_trouble(tokenizer, token: str) -> str:
+    """Why a token can not be a new word, as the rest of a sentence that begins with the argument; "" if it can."""
+    if not re.fullmatch(r"<[^\s<>]+>(_\d+)?", token) or token != token.lower():
+        return f"expected a new token in lower case and brackets, such as <v>, got {token!r}"
+    if token in tokenizer.get_vocab():
+        return f"expected a token that is new, but the tokenizer knows {token!r}; choose another, such as <v>"
+    return ""
 
 
 class NewTokens(nn.Module):
@@ -119,10 +131,8 @@ class NewTokens(nn.Module):
 
     @staticmethod
     def _first_value(tokenizer, table: nn.Embedding, token: str, word: str) -> Tensor:
-        if not re.fullmatch(r"<[^\s<>]+>(_\d+)?", token) or token != token.lower():
-            raise ValueError(f"words: expected a new token in lower case and brackets, such as <v>, got {token!r}")
-        if token in tokenizer.get_vocab():
-            raise ValueError(f"words: expected a token that is new, but the tokenizer knows {token!r}")
+        if trouble := token_trouble(tokenizer, token):
+            raise ValueError(f"words: {trouble}")
         ids = tokenizer(word, add_special_tokens=False).input_ids
         if not ids or tokenizer.unk_token_id in ids:
             raise ValueError(f"words: expected a known word for {token!r} to start from, got {word!r}")

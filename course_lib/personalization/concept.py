@@ -139,6 +139,22 @@ def captions_beside(folder: str | Path) -> list[str] | None:
     return [text.read_text(encoding="utf-8-sig").strip() for text in texts]
 
 
+def captions_with(token: str, images, captions: Sequence[str] | None = None) -> Sequence[str] | None:
+    """The captions given, or those beside the pictures, or None: where only what a new word says is to be learnt.
+
+    Raises ValueError unless each holds the token, or {} in its place.
+    """
+    given = captions
+    if given is None and isinstance(images, (str, Path)) and Path(images).expanduser().is_dir():
+        captions = captions_beside(images)
+    without = [caption for caption in captions or () if "{}" not in caption and token not in caption.lower()]
+    if without:
+        where = "got" if given is not None else f"but of those beside the pictures in {images} {len(without)} lack it:"
+        raise ValueError(f"captions: expected {token} or {{}} in each, as nothing else stands for the subject, {where} "
+                         f"{without[0]!r}")  # fmt: skip
+    return captions
+
+
 def to_tensor(image: Image.Image, size: int) -> Tensor:
     """The middle square of a picture, scaled: (3, size, size) in [-1, 1]."""
     square = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)

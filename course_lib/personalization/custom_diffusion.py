@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from course_lib.latent import text
 from course_lib.latent.stable_diffusion import StableDiffusion
 from course_lib.personalization import concept
 from course_lib.personalization.concept import OBJECT, Examples
@@ -16,7 +17,7 @@ from course_lib.personalization.dreambooth import check_noun
 from course_lib.personalization.finetune import Recipe, Settings, Term, begin, learn
 from course_lib.personalization.textual_inversion import add_tokens
 
-TOYBOX = Settings(steps=200, lr=1e-3)
+TOYBOX = Settings(steps=200, lr=3e-3)
 SD15 = Settings(steps=250, lr=8e-5, batch_size=8)
 
 
@@ -31,14 +32,15 @@ class Subject:
 
 
 def recipe(sd: StableDiffusion, subjects: Subject | Sequence[Subject], *, regularisation: Sequence[Examples] = (),
-           regularisation_weight: float = 1.0, augment: bool = True, rare: str | None = None,
+           regularisation_weight: float = 1.0, augment: bool | None = None, rare: str | None = None,
            settings: Settings | None = None) -> Recipe:  # fmt: skip
     """W^K and W^V of every cross-attention learn, and one row for each new word.
 
     Source: Kumari et al. 2023, sections 3.1 and 3.2.  The prompt says "<v> cat": the word modifies its class noun.
     subjects: one, or several to learn together (their pictures are mixed, the steps grow with their number).
-    regularisation: real or generated pictures of the classes, such as `retrieved_examples` gives, one for each subject.
-    augment: pictures also small and zoomed in, with words that say so, see `resized_examples`.
+    regularisation: real or generated pictures of the classes, as `toybox_regularisation` gives, one for each subject.
+    augment: pictures without captions also small and zoomed in, with words that say so, see `resized_examples`; None:
+        unless the model is the miniature, in whose 64 pixels a small picture keeps too little of a subject.
     rare: the word that the tokens start from; default the class noun of each.
     Differs from the paper: its tokens start from a rare word ("ktn"); a tokenizer of small vocabulary has none.
     Derived in: notebooks/13_custom_diffusion.ipynb, section "Keys and values".
@@ -53,10 +55,11 @@ def recipe(sd: StableDiffusion, subjects: Subject | Sequence[Subject], *, regula
     for subject in subjects:
         check_noun(sd, subject.noun)
         name = f"{subject.token} {subject.noun}"
-        if augment and not subject.captions:
+        captions = concept.captions_with(subject.token, subject.images, subject.captions)
+        if (sd.name != "toybox" if augment is None else augment) and not captions:
             examples = concept.resized_examples(sd, subject.images, name, seed=settings.seed)
         else:
-            examples = concept.examples(sd, subject.images, name, templates=OBJECT, captions=subject.captions)
+            examples = concept.examples(sd, subject.images, name, templates=OBJECT, captions=captions)
         terms.append(Term(examples, 1 / len(subjects)))
     terms += [Term(examples, regularisation_weight / len(regularisation)) for examples in regularisation]
     words = {subject.token: rare or subject.noun for subject in subjects}
@@ -93,21 +96,35 @@ def _detach_start(layer: nn.Linear, args: tuple, output: Tensor) -> Tensor:
 
 @torch.no_grad()
 def similarity(sd: StableDiffusion, captions: Sequence[str], target: str) -> Tensor:
-    """Cosine of the angle between each caption's feature, at its end token, and the target's: (N,) in [-1, 1]."""
+    """How near the nearest word of each caption comes to the target's last word, its noun: (N,) in [-1, 1].
 
-    def pooled(prompts: list[str]) -> Tensor:
-        ids = sd.tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        return sd.text_encoder(ids.to(sd.device)).pooler_output.float()
+    max_j cos(e(w_j), e(w*)), e(w): the mean of a word's rows in the embedding table.  1: the caption holds the noun.
+    Raises ValueError for a target without words.
+    Differs from the paper, which compares whole captions, at CLIP's end token: that feature tells the form of a
+    sentence, its colours and its scene before its noun, and of the captions nearest to "a photo of a cat" few name one.
+    Derived in: notebooks/13_custom_diffusion.ipynb, section "Pictures that hold the class".
+    """
+    words = lambda prompt: [word for word, _ in text.words(sd.tokenizer, prompt)]  # noqa: E731
+    said, noun = [words(caption) for caption in captions], words(target)[-1:]
+    if not noun:
+        raise ValueError(f"target: expected words, such as 'a photo of a cat', got {target!r}")
+    rows, near = sd.text_encoder.get_input_embeddings(), {}
 
-    rows = [pooled(list(captions[k : k + 64])) for k in range(0, len(captions), 64)]
-    return torch.cosine_similarity(torch.cat(rows), pooled([target])).cpu()
+    def row(word: str) -> Tensor:
+        ids = sd.tokenizer(word, add_special_tokens=False, return_tensors="pt").input_ids
+        return rows(ids.to(sd.device))[0].float().mean(dim=0)
+
+    for word in {word for caption in said for word in caption}:
+        near[word] = 1.0 if word == noun[0] else torch.cosine_similarity(row(word), row(noun[0]), dim=0).item()
+    return torch.tensor([max((near[word] for word in caption), default=-1.0) for caption in said])
 
 
 def retrieve(sd: StableDiffusion, captions: Sequence[str], target: str, count: int = 200,
              threshold: float = 0.85) -> list[int]:  # fmt: skip
-    """Which captions mean nearly the same as the target: the `count` nearest above a similarity.
+    """Which captions speak of the target: the `count` nearest above a `similarity`, equally near ones in their order.
 
-    Source: Kumari et al. 2023, section 3.2 (200 pictures of LAION with a similarity above 0.85).
+    Source: Kumari et al. 2023, section 3.2 (200 pictures of LAION with a similarity above 0.85; theirs is another
+    measure, so the number means another thing here: the noun itself, or a word that is nearly a synonym).
     Returns indices, nearest first.  Raises ValueError if no caption is near enough.
     Derived in: notebooks/13_custom_diffusion.ipynb, section "Pictures that hold the class".
     """
@@ -116,5 +133,6 @@ def retrieve(sd: StableDiffusion, captions: Sequence[str], target: str, count: i
     found = [int(k) for k in order if near[k] > threshold]
     if not found:
         raise ValueError(f"threshold: expected one below the best of {len(captions)} captions for {target!r}, "
-                         f"{near.max():.2f}, got {threshold}")  # fmt: skip
+                         f"{near.max():.2f}, got {threshold}; lower it, name the class as the captions do, or do "
+                         "without such pictures")  # fmt: skip
     return found

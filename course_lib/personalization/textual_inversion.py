@@ -6,12 +6,13 @@ Derived in: notebooks/11_textual_inversion.ipynb.
 from collections.abc import Sequence
 
 from course_lib.latent.stable_diffusion import StableDiffusion
-from course_lib.latent.text import NewTokens
+from course_lib.latent.text import NewTokens, token_trouble
 from course_lib.personalization import concept
 from course_lib.personalization.concept import OBJECT
+from course_lib.personalization.dreambooth import check_noun
 from course_lib.personalization.finetune import Recipe, Settings, Term, begin
 
-TOYBOX = Settings(steps=250, lr=1e-2)
+TOYBOX = Settings(steps=200, lr=2e-2)
 SD15 = Settings(steps=3000, lr=2e-3, batch_size=4)  # diffusers' example: 5e-4 times its batch of 4
 
 
@@ -29,8 +30,8 @@ def recipe(sd: StableDiffusion, images, *, token: str = "<v>", noun: str = "obje
     """
     if not isinstance(vectors, int) or vectors < 1:
         raise ValueError(f"vectors: expected a whole number of at least 1, got {vectors!r}")
-    if captions is not None and not all("{}" in caption or token in caption for caption in captions):
-        raise ValueError(f"captions: expected {token} or {{}} in each, as the word is all that learns, got {captions}")
+    check_noun(sd, noun)
+    captions = concept.captions_with(token, images, captions)
     examples = concept.examples(sd, images, token, templates=templates, captions=captions, flip=flip)
     made = begin(sd, "textual_inversion", [Term(examples)], settings or default(sd), token=token, noun=noun)
     return add_tokens(made, sd, {token: noun}, vectors)
@@ -44,6 +45,9 @@ def default(sd: StableDiffusion) -> Settings:
 def add_tokens(made: Recipe, sd: StableDiffusion, words: dict[str, str], vectors: int = 1) -> Recipe:
     """Let rows for new words learn; {"<v>": "cat"} says what each starts from."""
     names = {name: noun for token, noun in words.items() for name in rows_of(token, vectors)}
+    for token in names:
+        if trouble := token_trouble(sd.tokenizer, token):
+            raise ValueError(f"token: {trouble}")
     made.tokens = NewTokens.attach(sd.text_encoder, sd.tokenizer, names)
     made.undo.callback(made.tokens.detach)
     made.params["tokens"] = made.tokens.rows

@@ -6,12 +6,14 @@ Used by: notebooks/11_textual_inversion.ipynb, section "Your own pictures".
 """
 
 import contextlib
+import os
 import shlex
 import signal
 import sys
 import tempfile
 import threading
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +21,7 @@ import torch
 from tqdm import tqdm
 
 from course_lib.latent.stable_diffusion import load
+from course_lib.latent.text import token_trouble, words
 from course_lib.personalization import custom_diffusion, dreambooth, textual_inversion
 from course_lib.personalization import regularisation as found
 from course_lib.personalization.concept import open_images
@@ -42,14 +45,15 @@ def train(args, write_grid):
     check_train(args)
     pictures = sum(len(open_images(folder)) for folder in args.images)
     step, before = start_state(args, state)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
+    make_room(args.out)
     sd = load(args.base, args.device, low_memory=args.low_memory or None)
+    check_words(args, sd)
     print(f"{pictures} pictures; the model is {sd.name} on {sd.device}")
     with make_recipe(args, sd) as recipe:
         learn = sum(param.numel() for param in recipe.params.values())
         print(f"{args.method}: {learn:,} numbers learn, in {recipe.settings.steps} steps")
-        settings, words = memory_plan(sd, recipe, device_memory(sd.device), args.low_memory)
-        print(words)
+        settings, plan = memory_plan(sd, recipe, device_memory(sd.device), args.low_memory)
+        print(plan)
         # what saves memory leaves the result as it is, so a training goes on as it began
         kept = {name: before[name] for name in ("gradient_checkpointing", "accumulate", "optimizer") if name in before}
         recipe.settings = replace(settings, **kept)
@@ -63,7 +67,7 @@ def train(args, write_grid):
             held = f"{state} holds step {stopped}" if state.is_file() else "no state could be saved"
             print(f"\nStopped after step {stopped}; {held}: the same command goes on from there.", file=sys.stderr)
             return 130
-        keep(args.out, recipe)
+        keep(args.out, recipe, state)
     tell_end(args, state, time.perf_counter() - begun)
     return 0
 
@@ -89,6 +93,39 @@ def check_train(args):
             raise ValueError(f"{name}: expected a whole number of at least {least}, got {getattr(args, name)}")
     if args.out.suffix != ".safetensors":
         raise ValueError(f"out: expected a name that ends in .safetensors, got {args.out}")
+
+
+def make_room(out):
+    """The folder of --out, before anything is trained; raises ValueError if nothing can be written there."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        writable = os.access(out.parent, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise ValueError(f"out: expected a file in a folder that can be written, but {out.parent} can not; choose "
+                         "another")  # fmt: skip
+
+
+def check_words(args, sd):
+    """Tokens and class nouns that the model can read; raises ValueError."""
+    free = args.method in ("dreambooth", "lora")  # their word may be of several sub-words, and one that exists
+    for token in args.token:
+        if free and not words(sd.tokenizer, token):
+            raise ValueError(f"token: expected a rare word, such as sks, got {token!r}")
+        if not free and (trouble := token_trouble(sd.tokenizer, token)):
+            raise ValueError(f"token: {trouble}")
+    for noun in args.class_noun:
+        found = words(sd.tokenizer, noun)
+        if not found:
+            raise ValueError(f"class_noun: expected a word that the model knows, such as 'cat', got {noun!r}")
+        cut = [word for word, positions in found if len(positions) > 1]
+        if cut and sd.name == "toybox":  # its vocabulary has every word that it ever saw
+            raise ValueError(f"class_noun: expected a word that the model knows, such as 'cat', but {cut[0]!r} is none "
+                             "to its tokenizer; take the nearest that is")  # fmt: skip
+        if cut:
+            warnings.warn(f"class_noun: the tokenizer cuts {cut[0]!r} into pieces; if the model draws something else "
+                          "for it, take a more common word", stacklevel=2)  # fmt: skip
 
 
 def start_state(args, state):
@@ -152,16 +189,28 @@ def regularisation(args, sd):
         if sd.name != "toybox":
             raise ValueError(f"regularisation: expected a folder of captioned pictures, or 0, with {sd.name}, got "
                              f"{given[0]}; a number is for --base toybox")  # fmt: skip
-        examples = [found.toybox_regularisation(sd, noun, int(given[0]), **options) for noun in nouns]
+        examples = [_found(found.toybox_regularisation, sd, noun, int(given[0]), **options) for noun in nouns]
     else:
         folders = given * len(nouns) if len(given) == 1 else given
         if len(folders) != len(nouns):
             raise ValueError(f"regularisation: expected one folder, or one for each of {nouns}, got {len(folders)}")
-        pairs = zip(folders, nouns, strict=True)
-        examples = [found.folder_regularisation(sd, folder, noun, **options) for folder, noun in pairs]
+        examples = []
+        for folder, noun in zip(folders, nouns, strict=True):
+            examples.append(_found(found.folder_regularisation, sd, folder, noun, **options))
     for noun, one in zip(nouns, examples, strict=True):
         print(f"{len(one.prompts)} pictures hold the class {noun!r}, such as {one.prompts[0][0]!r}")
     return examples
+
+
+def _found(search, *args, **options):
+    """What a search gives; its complaint in the words of the command's options."""
+    try:
+        return search(*args, **options)
+    except ValueError as error:
+        if not str(error).startswith("threshold:"):
+            raise
+        message = str(error).replace("threshold:", "similarity:", 1)
+        raise ValueError(f"{message} (--regularisation 0)") from error
 
 
 def loop(args, sd, recipe, state, done, write_grid):
@@ -184,7 +233,8 @@ def loop(args, sd, recipe, state, done, write_grid):
                 if asked.is_set() and step < steps:
                     return step
         except FloatingPointError as error:
-            raise FloatingPointError(f"{error} (with --fresh and a smaller --lr)") from error
+            raise FloatingPointError(f"lr: expected one that the training bears, got {recipe.settings.lr}: {error} "
+                                     "(--fresh --lr X)") from error  # fmt: skip
         except ValueError as error:
             raise ValueError(f"{error} (--fresh begins anew)") from error
     return None
@@ -211,19 +261,24 @@ def asked_to_stop():
         signal.signal(signal.SIGINT, before)
 
 
-def keep(path, recipe):
+def keep(path, recipe, state):
     """Save the concept, and if that is not possible, save it in the folder for temporary files."""
     try:
         save_concept(path, recipe)
     except OSError as error:
-        rescue = Path(tempfile.mkdtemp(prefix="concept-")) / path.name
-        save_concept(rescue, recipe)
-        raise OSError(
-            f"out: {path} can not be written ({error.__cause__ or error}); the concept is in {rescue}"
-        ) from error
+        what = f"out: {path} can not be written ({error.__cause__ or error})"
+        try:
+            rescue = Path(tempfile.mkdtemp(prefix="concept-")) / path.name
+            save_concept(rescue, recipe)
+        except OSError:
+            held = f"but {state} holds what was learnt" if state.is_file() else "and no state could be saved"
+            raise OSError(f"{what}, nor can the folder for temporary files, {held}; make room, then the same command "
+                          "again") from error  # fmt: skip
+        raise OSError(f"{what}; the concept is in {rescue}") from error
 
 
 def tell_end(args, state, seconds):
+    """What was written, how to go on, and how to draw with it."""
     print(f"wrote {args.out} ({size(args.out)}) in {seconds:.0f} s")
     if state.is_file():
         print(f"{state} ({size(state)}) is there to go on with more --steps; delete it when the concept is good")
@@ -232,6 +287,7 @@ def tell_end(args, state, seconds):
 
 
 def size(path):
+    """How large a file, or a number of bytes, is: "3.5 kB"."""
     count = path if isinstance(path, int) else path.stat().st_size
     return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
 
