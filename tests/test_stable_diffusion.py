@@ -208,7 +208,7 @@ def assert_stock_pipeline_equals(sd, folder):
     sd = load(folder, dtype=torch.float64)
     prompts = ["a photo of a cat", "a tiger"]
     noise = sd.noise(2, seed=4).double()
-    theirs = pipe(prompts, num_inference_steps=10, latents=noise, output_type="pt").images.float()
+    theirs = pipe(prompts, num_inference_steps=10, latents=noise, output_type="pt").images
     close(sd.sample(prompts, steps=10, seed=4), 2 * theirs - 1, rtol=0, atol=1e-5)
 
 
