@@ -719,8 +719,8 @@ place.cleanup()
 # | | toybox | sd15 here (`textual_inversion.SD15`) | Gal et al. 2023 |
 # |---|---|---|---|
 # | numbers that learn | 128 | 768 | 768 (SD 1.x) |
-# | steps | 250 | 3,000 | 5,000 |
-# | learning rate | 1e-2 | 2e-3 (diffusers' 5e-4, times its batch of 4) | 0.04 |
+# | steps | 200 | 3,000 | 5,000 |
+# | learning rate | 2e-2 | 2e-3 (diffusers' 5e-4, times its batch of 4) | 0.04 |
 # | pictures a step | 4 | 4 | 8 |
 # | weights that do not learn | float32 | float16 on a T4 | |
 # | guidance and steps of sampling | 4, 12 | 7.5, 50 | |
