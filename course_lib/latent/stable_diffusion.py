@@ -169,7 +169,7 @@ class StableDiffusion:
         Derived in: notebooks/06_stable_diffusion.ipynb, section "The loop".
         """
         features = self.encode_prompt(prompts)
-        x_T = self.noise(len(features), seed=seed) if x_T is None else x_T.to(self.device)
+        x_T = (self.noise(len(features), seed=seed) if x_T is None else x_T).to(self.device, self.outside)
         features = _repeat(features, len(x_T))
         against = _repeat(self.encode_prompt(negative), len(x_T))
         options = {"clip": False, "generator": torch.Generator(self.device).manual_seed(seed)}
