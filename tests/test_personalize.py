@@ -20,8 +20,18 @@ from safetensors.torch import load_file
 from tiny import FULL_SIZE, TINY
 
 from course_lib import personalize
+from course_lib.data.toybox import render
+from course_lib.data.toybox_sets import pair_spec
 from course_lib.latent.stable_diffusion import load
-from course_lib.personalization import dreambooth, finetune, memory, regularisation, textual_inversion, train_command
+from course_lib.personalization import (
+    concept,
+    dreambooth,
+    finetune,
+    memory,
+    regularisation,
+    textual_inversion,
+    train_command,
+)
 from course_lib.personalization.finetune import Settings
 from course_lib.personalization.saving import applied, load_concept, uncompressed
 
@@ -125,7 +135,9 @@ def test_the_same_command_again_refuses_or_goes_on(world, tmp_path, capsys):
         close(more.tensors[name], value, **exact)
     assert run(*train_options(world, out, "lora", "--lr", 0.02, "--steps", 7)) == 2
     assert "lr: " in (err := capsys.readouterr().err) and "--fresh begins anew" in err
-    assert trained(world, out, "lora", "--fresh").settings["steps"] == 3
+    assert trained(world, out, "lora", "--fresh", "--low-memory").settings["gradient_checkpointing"]
+    more = trained(world, out, "lora", "--steps", 4)  # what only saves memory stays as the training began
+    assert more.settings["gradient_checkpointing"] and more.settings["steps"] == 4
     out.with_name("x.safetensors.state.pt").unlink()
     assert run(*train_options(world, out, "lora")) == 2 and "exists" in capsys.readouterr().err
 
@@ -372,6 +384,15 @@ def test_a_second_ctrl_c_stops_at_once_and_the_handler_is_put_back():
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_ctrl_c_before_or_after_the_training_is_one_sentence(world, tmp_path, capsys, monkeypatch):
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_command, "load", interrupted)
+    assert run(*train_options(world, tmp_path / "x.safetensors")) == 130
+    assert capsys.readouterr().err == "\nStopped at once; what was saved before is whole.\n"
+
+
 def test_a_state_that_is_damaged_is_named(world, tmp_path, capsys):
     (tmp_path / "x.safetensors.state.pt").write_bytes(b"nothing")
     assert run(*train_options(world, tmp_path / "x.safetensors")) == 2
@@ -396,6 +417,17 @@ def test_the_plan_counts_weights_gradients_and_moments(sd):
     expected = 4 * (all_of_it + learn) + memory.RUNTIME + 12 * learn + 4 * 1.25 * memory.layer_outputs(sd)
     assert f"this needs about {expected / G:.1f} GiB; you have 64.0" in words and "switched on" not in words
     assert not s.gradient_checkpointing and s.accumulate == 1
+
+
+def test_every_number_that_learns_counts_16_bytes_on_a_cpu(sd):
+    with dreambooth.recipe(sd, [Image.new("RGB", (32, 32))], noun="cat") as recipe:
+        learn = sum(param.numel() for param in sd.unet.parameters())
+        few = memory.memory_plan(sd, recipe, 2**40)[1]
+        recipe.params = {"many": torch.nn.Parameter(torch.empty(learn + 2**28, device="meta"))}
+        many = memory.memory_plan(sd, recipe, 2**40)[1]
+    numbers = [[float(value) for value in re.findall(r"[\d.]*\d", words)][:5] for words in (few, many)]
+    more = [b - a for a, b in zip(*numbers, strict=True)]  # weights, gradients, optimiser, activations, all
+    assert more == pytest.approx([1, 1, 2, 0, 4], abs=0.11)
 
 
 def test_what_does_not_fit_is_made_smaller_in_order(sd, monkeypatch):
@@ -531,6 +563,9 @@ def test_toybox_pictures_are_drawn_from_the_captions_found(sd, monkeypatch):
     assert found.mean.shape == (3, 4, 8, 8) and len(found.prompts) == 3
     again = regularisation.toybox_regularisation(sd, "cat", 3, threshold=-1)
     close(found.mean, again.mean, **exact)
+    specs = {caption: spec for spec, caption in map(pair_spec, range(60))}
+    pictures = [Image.fromarray(render(specs[caption], 32)) for ((caption,),) in zip(found.prompts, strict=True)]
+    close(found.mean, concept.examples(sd, pictures, "cat").mean)  # each under its own caption
     with pytest.raises(ValueError, match=r"^regularisation: expected a whole number of at least 1, got 0"):
         regularisation.toybox_regularisation(sd, "cat", 0)
 
