@@ -188,3 +188,10 @@ def test_known_hashes_are_checked_after_a_download(tmp_path, monkeypatch):
             fetch(entry)
     assert len(hub.asked) == 2
     assert (fetch(replace(entry, sha256={PLAIN[0]: right})) / PLAIN[0]).is_file()
+
+
+def test_the_shipped_folder_by_its_path_is_the_miniature(tmp_path):
+    """So that a path gets the settings that suit the model; another folder is known by its path alone."""
+    toybox = registry.MODELS["toybox"]
+    assert registry.resolve(toybox.folder) is toybox and registry.resolve(f"{toybox.folder}/../toybox-sd") is toybox
+    assert registry.resolve(tmp_path).name == str(tmp_path)

@@ -84,6 +84,9 @@ def resolve(name: str | Path) -> Entry:
     if name in MODELS:
         return MODELS[name]
     if name and Path(name).is_dir():
+        known = [entry for entry in MODELS.values() if entry.folder and Path(name).resolve() == entry.folder.resolve()]
+        if known:  # the shipped folder by its path is the same model: its name chooses what suits it
+            return known[0]
         return Entry(name=str(name), folder=Path(name))
     if isinstance(name, str) and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         return Entry(name=name, repo=name)
