@@ -292,7 +292,7 @@ def train_options(add):
     add("--base", default="toybox", help="model to start from: toybox (in this repository, runs on a laptop; default), "
         "sd15 (Stable Diffusion 1.5, wants a GPU), a folder in diffusers' format, or a hub id")  # fmt: skip
     add("--steps", type=int, metavar="N", help="too few: not alike; too many: only the pictures it saw; default: 150 "
-        "to 250 with toybox, 250 to 3000 else")  # fmt: skip
+        "to 200 with toybox, 250 to 3000 else")  # fmt: skip
     add("--lr", type=float, metavar="X", help="learning rate; half of it if pictures break, twice if nothing is "
         "learnt; default per method: 1e-2 to 1e-4 with toybox, 2e-3 to 5e-6 else")  # fmt: skip
     add("--batch-size", type=int, metavar="N", help="pictures a step, more is calmer and slower; default: 1 to 8")

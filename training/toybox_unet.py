@@ -160,7 +160,7 @@ def main() -> None:
         torch.nn.init.zeros_(unet.conv_out.weight)
         torch.nn.init.zeros_(unet.conv_out.bias)
     if accelerator.device.type == "cpu":
-        # torch's fused attention is slow backwards on a CPU: a third of the whole step at these sizes
+        # torch's fused attention is slow backwards on a CPU at these sizes
         unet.set_attn_processor(AttnProcessor())
     run = Run(args, unet, accelerator)
     data = toybox_sets.pairs(args.images)

@@ -243,8 +243,8 @@ def _keep_state(path: Path, recipe: Recipe, optimizer, accelerator: Accelerator,
         if accelerator.is_main_process:
             save_state(path, recipe, optimizer, accelerator, step)
     except OSError as error:
-        warnings.warn(f"{path}: the state of step {step} was not saved ({error}); training goes on, and the state "
-                      "saved before is whole", stacklevel=3)  # fmt: skip
+        rest = ", and the state saved before is whole" if path.is_file() else ""
+        warnings.warn(f"{path}: the state of step {step} was not saved ({error}); training goes on{rest}", stacklevel=3)
 
 
 def _accelerator(sd: StableDiffusion) -> Accelerator:
@@ -281,7 +281,7 @@ def _training_mode(sd: StableDiffusion, checkpointing: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quick_attention(sd: StableDiffusion) -> Iterator[None]:
-    """On a CPU in bfloat16, torch's fused attention takes a third of a step to go backwards: plain products do not.
+    """On a CPU in bfloat16, torch's fused attention is slow backwards: plain products are used instead.
 
     Their (L, L) tables would be too large for latents of Stable Diffusion's size.
     """
