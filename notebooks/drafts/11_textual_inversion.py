@@ -493,10 +493,10 @@ print(f"standard deviation of z_T: {z_T.std():.2f} (1 would be a perfect noise)"
 # %% [markdown]
 # Now ask for something new. On one side stands the inverted latent with a new prompt, *a cat in the snow*: we know the image, and hope that it keeps its cat when it changes its scene. On the other side stands the word with the same prompt, from ordinary noise.
 #
-# A picture has to do two things: show the scene, and show *this* cat. So the score of a picture is the product of both: the judge's probability of the scene, times likeness (0 where it is negative). Fixed before looking, C9 holds if
+# A picture has to do two things: show the scene, and show *this* cat. So the score of a picture is the product of both: the judge's probability of the scene, times likeness (0 where it is negative). These criteria were written after a first look at an earlier generation of the weights, and before the run stored here. C9 holds if
 # - *reproduces*: the error from the inverted latent is less than half of the error from other noise;
 # - *cannot be re-prompted*: the score from the inverted latent is not above that of the same prompt from any other noise, by more than the 95 % interval over the prompts;
-- *$S_*$ can*: the score of $S_*$ is above that of the inverted latent, by more than the interval.
+# - *$S_*$ can*: the score of $S_*$ is above that of the inverted latent, by more than the interval.
 
 # %%
 scenes = [k for k in range(8)][: pick(smoke=2, cpu=8, gpu=8)]  # the eight new scenes

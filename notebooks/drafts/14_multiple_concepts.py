@@ -92,7 +92,7 @@ CUSTOM = custom_diffusion.TOYBOX if TOY else custom_diffusion.SD15
 print(f"profile {profile()}; {NAME} on {sd.device.type} in {sd.dtype}; {STEPS} DDIM steps, guidance scale {W}")
 
 # %% [markdown]
-# **The subjects.** A chair and a cat in the paper, a cat and a teapot here: Mochi, and Tilly, a blue teapot with a red sash and a flower. The scene we are after: *"a photo of a <v1> cat next to a <v2> teapot on the beach"*, with these two and no others.
+# **The subjects.** A chair and a cat in the paper, a cat and a teapot here: Mochi, and Tilly, a blue teapot with a pink sash and a yellow flower. The scene we are after: *"a photo of a <v1> cat next to a <v2> teapot on the beach"*, with these two and no others.
 
 # %%
 mochi, tilly = SUBJECTS["mochi"], SUBJECTS["tilly"]
