@@ -218,8 +218,8 @@ def pair_fields(scene: str) -> dict:
 class TwoSubjects:
     """Prompts about both, the pictures that the systems draw for them, and how well each subject is met."""
 
-    def __init__(self, bench: Bench, count: int = 4):
-        self.bench, self.count = bench, count
+    def __init__(self, bench: Bench):
+        self.bench = bench
         self.subjects = [toybox_subjects.SUBJECTS[name] for name in PAIR]
         self.nouns = [subject.noun for subject in self.subjects]
         self.references = [
@@ -264,9 +264,9 @@ def pixels(specs: list[Spec]) -> Tensor:
 
 def two_subjects(bench: Bench) -> dict:
     """Joint training, merging, averaging and DreamBooth on the same two subjects, prompts and noises."""
-    sd, two, scores = bench.sd, TwoSubjects(bench), {}
+    sd, two, scores, each = bench.sd, TwoSubjects(bench), {}, bench.args.images
     named = [f"{token} {noun}" for token, noun in zip(TOKENS, two.nouns, strict=True)]
-    scores["untouched model"] = two.score(two.draw(*two.nouns), two.count)
+    scores["untouched model"] = two.score(two.draw(*two.nouns), each)
     scores["ground truth"] = two.score(two.truth(), 1)
     subjects = [
         custom_diffusion.Subject(folder(name), token, noun)
@@ -275,7 +275,7 @@ def two_subjects(bench: Bench) -> dict:
     regularisation = [toybox_regularisation(sd, noun, 200) for noun in two.nouns]
     with custom_diffusion.recipe(sd, subjects, regularisation=regularisation) as recipe:
         train(bench, recipe)
-        scores["joint"] = two.score(two.draw(*named), two.count)
+        scores["joint"] = two.score(two.draw(*named), each)
     alone = []
     for subject, examples in zip(subjects, regularisation, strict=True):
         with custom_diffusion.recipe(sd, subject, regularisation=[examples]) as recipe:
@@ -286,10 +286,10 @@ def two_subjects(bench: Bench) -> dict:
     seconds = (datetime.datetime.now() - start).total_seconds()
     for name, concept in {"merged": merged, "averaged": averaged(alone, merged)}.items():
         with applied(sd, concept):
-            scores[name] = two.score(two.draw(*named), two.count)
+            scores[name] = two.score(two.draw(*named), each)
     with two_dreambooths(bench, two) as recipe:
         train(bench, recipe)
-        scores["dreambooth"] = two.score(two.draw(*(f"{t} {n}" for t, n in zip(("sks", "zwx"), two.nouns))), two.count)
+        scores["dreambooth"] = two.score(two.draw(*(f"{t} {n}" for t, n in zip(("sks", "zwx"), two.nouns))), each)
     solved = constraint(bench, alone, merged)
     return dict(scores={name: {k: [round(x, 4) for x in v.tolist()] for k, v in row.items()}
                         for name, row in scores.items()}, merge=solved | {"seconds": round(seconds, 2)})  # fmt: skip
