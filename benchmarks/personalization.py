@@ -282,7 +282,7 @@ class Plain:
         with torch.set_grad_enabled(self.table is not None):
             context = self.sd.encode_prompt([prompt for draw in draws for prompt in draw["prompts"]])
         eps_model = lambda zt, t: self.sd.unet_eps(zt, t, context)  # noqa: E731
-        kind = self.settings.weighting
+        kind = self.settings.weighting or self.sd.weighting
         errors = noise_errors(eps_model, join("z0"), join("t"), join("eps"), self.sd.schedule, kind, join("mask"))
         return sum(part.mean() for part in errors.split(self.settings.batch_size))
 

@@ -213,6 +213,18 @@ def test_the_loss_is_the_formula(sd, features, weighting):
     close(denoising_loss(sd, draws, features, weighting), by_hand, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(("predicts", "own", "other"), [("epsilon", "eps", "v"), ("v_prediction", "v", "eps")])
+def test_the_loss_is_that_of_the_models_own_training(sd, features, monkeypatch, predicts, own, other):
+    monkeypatch.setitem(sd.noise_settings, "prediction_type", predicts)
+    for asked, told in ((None, own), ("min_snr", "min_snr")):
+        with booth(sd, rank=2, weighting=asked) as recipe:
+            assert recipe.settings.weighting == told
+    draws = draws_of_two_terms(0.3)
+    loss = denoising_loss(sd, draws, features)
+    close(loss, denoising_loss(sd, draws, features, own), **exact)
+    assert loss != denoising_loss(sd, draws, features, other)
+
+
 def test_a_prior_of_weight_0_is_none(sd, features):
     first, second = draws_of_two_terms(0.0)
     close(denoising_loss(sd, [first, second], features), denoising_loss(sd, [first], features))

@@ -420,10 +420,12 @@ def c18(rows: dict) -> dict:
 
 
 PLACES = {
-    "C8": ("11_textual_inversion", "One row"), "C10": ("12_dreambooth", ""), "C11": ("12_dreambooth", ""),
-    "C12": ("12_dreambooth", ""), "C13": ("12_dreambooth", ""), "C14": ("13_custom_diffusion", ""),
-    "C15": ("13_custom_diffusion", ""), "C16": ("14_multiple_concepts", ""), "C17": ("14_multiple_concepts", ""),
-    "C18": ("13_custom_diffusion", ""), "C19": ("14_multiple_concepts", ""),
+    "C8": ("11_textual_inversion", "One tensor moved"), "C10": ("12_dreambooth", "More like the subject?"),
+    "C11": ("12_dreambooth", "What happens to the class"), "C12": ("12_dreambooth", "What happens to the class"),
+    "C13": ("12_dreambooth", "What happens to the class"), "C14": ("13_custom_diffusion", "Which weights change most?"),
+    "C15": ("13_custom_diffusion", "Pictures that hold the class"), "C16": ("14_multiple_concepts", "Side by side"),
+    "C17": ("14_multiple_concepts", "The closed form"), "C18": ("13_custom_diffusion", "A word inside a name"),
+    "C19": ("14_multiple_concepts", "Side by side"),
 }  # fmt: skip
 
 

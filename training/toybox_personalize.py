@@ -139,7 +139,7 @@ class Bench:
         found, sizes = {}, {}
         for name, base in self.weights.items():
             kind = "cross-attention" if ".attn2." in name else "self-attention" if ".attn1." in name else "rest"
-            if f"unet.{name}" in concept.tensors and base.norm() > 0:
+            if f"unet.{name}" in concept.tensors and base.ndim > 1:  # no biases, no normalisations
                 change = (concept.tensors[f"unet.{name}"].float() - base.float().cpu()).norm() / base.float().norm()
                 found.setdefault(kind, []).append(round(change.item(), 5))
                 sizes[kind] = sizes.get(kind, 0) + base.numel()

@@ -71,6 +71,11 @@ class StableDiffusion:
         return torch.promote_types(self.dtype, torch.float32)
 
     @property
+    def weighting(self) -> str:
+        """Which loss of `noise_errors` is the mean square error of what this network predicts: "eps" or "v"."""
+        return "eps" if self.noise_settings["prediction_type"] == "epsilon" else "v"
+
+    @property
     def factor(self) -> int:
         """How many pixels of a picture's side one latent stands for: 8 in Stable Diffusion 1."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)

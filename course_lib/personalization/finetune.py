@@ -11,7 +11,7 @@ import contextlib
 import os
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,8 @@ from course_lib.personalization.concept import Examples, fingerprint, same_model
 class Settings:
     """How to train; every recipe comes with values that suit it.
 
-    batch_size: pictures of each term, per step and process, in `accumulate` parts.  weighting: see `noise_errors`.
+    batch_size: pictures of each term, per step and process, in `accumulate` parts.
+    weighting: see `noise_errors`; None: the one that the model was trained with, so "v" for one that predicts v.
     optimizer: "adamw", or "adamw8bit" (CUDA, needs bitsandbytes).  warmup: steps over which the rate rises.
     gradient_checkpointing: compute activations twice instead of keeping them.
     """
@@ -40,7 +41,7 @@ class Settings:
     lr: float
     batch_size: int = 4
     accumulate: int = 1
-    weighting: str = "eps"
+    weighting: str | None = None
     optimizer: str = "adamw"
     weight_decay: float = 1e-2
     clip: float = 1.0
@@ -126,6 +127,7 @@ def begin(sd: StableDiffusion, method: str, terms: list[Term], settings: Setting
     """A recipe in which nothing learns yet; the model is remembered as it is now."""
     if sd.dtype == torch.float16 and sd.device.type == "cpu":
         raise ValueError("sd: expected float32 on a CPU, got float16; load it with dtype=torch.float32")
+    settings = replace(settings, weighting=settings.weighting or sd.weighting)
     return Recipe(method, {}, terms, settings, about, sd.name, fingerprint(sd))
 
 
@@ -152,12 +154,15 @@ class Features:
         return torch.stack([now[p] if p in now else self.known[p] for p in prompts])
 
 
-def denoising_loss(sd: StableDiffusion, draws: list[dict], features: Features, weighting: str = "eps") -> Tensor:
+def denoising_loss(sd: StableDiffusion, draws: list[dict], features: Features, weighting: str | None = None) -> Tensor:
     """sum_k lambda_k mean_i || eps_i - eps_theta(z_t,i, t_i, c_i) ||^2, all terms in one pass through the UNet.
 
     draws: one for each term, with z0 (B, C, h, w), prompts, mask (B, 1, h, w), t (B,), eps like z0, and weight.
     The error of one picture is notebook 01's; with masks it is the mean over what they show.
+    weighting: as in `Settings`. Of the miniature, which predicts v, the error in eps would count a picture at large t
+    by alpha_bar alone, 0.005 at t = T: and there, where colours and shapes are laid out, hardly anything was learnt.
     """
+    weighting = weighting or sd.weighting
     join = lambda key: torch.cat([draw[key] for draw in draws])  # noqa: E731
     context = features([prompt for draw in draws for prompt in draw["prompts"]])
     eps_model = lambda zt, t: sd.unet_eps(zt, t, context)  # noqa: E731

@@ -28,6 +28,7 @@ from course_lib.personalization.concept import open_images
 from course_lib.personalization.finetune import finetune
 from course_lib.personalization.memory import device_memory, memory_plan
 from course_lib.personalization.saving import save_concept
+from course_lib.settings import quick_dtype
 
 # module, settings for the miniature and for others, and the options that only some methods have
 METHODS = {
@@ -47,6 +48,8 @@ def train(args, write_grid):
     step, before = start_state(args, state)
     make_room(args.out)
     sd = load(args.base, args.device, low_memory=args.low_memory or None)
+    if sd.name == "toybox":
+        sd.to(dtype=quick_dtype(sd.device))
     check_words(args, sd)
     print(f"{pictures} pictures; the model is {sd.name} on {sd.device}")
     with make_recipe(args, sd) as recipe:

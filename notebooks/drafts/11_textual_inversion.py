@@ -188,6 +188,9 @@ print(f"Stable Diffusion 1.x: 768 beside 859,520,964, one in {859_520_964 // 768
 #
 # **Idea.** Here is the whole of personalization: draw pictures, times and noises, ask the model for the noise, and move what is allowed to move. Notebooks 12 to 14 change *what* moves and *what the pictures are*, and keep this loop.
 #
+# One detail, $\lambda_t$. The small model predicts $v$, not $\epsilon$ (notebook 05), and its own training divided the error of each picture by $\bar\alpha_t$; so do we: $\lambda_t = 1/\bar\alpha_t$. Without it the times at which a picture is almost all noise would count next to nothing ($\bar\alpha_T$ is 0.005),
+# and these are the times at which a sample gets its colours and shapes. Stable Diffusion 1 predicts $\epsilon$, and $\lambda_t = 1$.
+#
 # **Build it.** What is drawn at random in a step follows from the seed and the number of the step alone. So a training that was interrupted goes on with the very draws that it would have seen.
 
 
@@ -203,7 +206,8 @@ def train(sd, examples, rows, s):
         eps = torch.randn(z0.shape, generator=generator).to(z0.device)
         zt = q_sample(z0, t, eps, sd.schedule)
         eps_hat = sd.unet_eps(zt, t, sd.encode_prompt(prompts))
-        loss = (eps - eps_hat).square().mean()
+        lambda_t = 1 / sd.schedule.at(t, zt) if sd.weighting == "v" else 1.0
+        loss = (lambda_t * (eps - eps_hat).square()).mean()
         loss.backward()
         nn.utils.clip_grad_norm_([rows], s.clip)
         optimizer.step()
@@ -312,7 +316,7 @@ show(
 # %% [markdown]
 # Each row starts from the same noise, so what changes from left to right is the meaning of the word and nothing else. The snow was in no picture of Mochi.
 #
-# **The loss says little.** Look at the curve: it jumps with the times that a step happens to draw. A step at small $t$, where hardly any noise is there to be found, costs more than one at large $t$, and that difference is larger than anything the word can change.
+# **The loss says little.** Look at the curve: it jumps with the times that a step happens to draw. Some times are much harder than others, and that difference is larger than anything the word can change.
 # So we compare on *fixed* draws: the same pictures, times and noises before and after.
 
 # %%

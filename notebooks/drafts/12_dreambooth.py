@@ -189,7 +189,7 @@ show(
 )
 
 # %% [markdown]
-# **Build it.** Two calls of `noise_errors`, which gives the loss of each picture.
+# **Build it.** Two calls of `noise_errors`, which gives the loss of each picture, weighted as the model's own training was (notebook 11, "The loop").
 
 
 # %%
@@ -198,7 +198,7 @@ def dreambooth_loss(ours, theirs, weight):
 
     def errors(draw):
         eps_model = sd.eps_model(draw["prompts"])
-        return noise_errors(eps_model, draw["z0"], draw["t"], draw["eps"], sd.schedule)  # (B,)
+        return noise_errors(eps_model, draw["z0"], draw["t"], draw["eps"], sd.schedule, sd.weighting)  # (B,)
 
     return errors(ours).mean() + weight * errors(theirs).mean()
 
