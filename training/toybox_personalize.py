@@ -2,6 +2,7 @@
 
     python training/toybox_personalize.py                       everything; a killed run goes on with the missing rows
     python training/toybox_personalize.py --subjects mochi --methods dreambooth
+    python training/toybox_personalize.py --subjects tilly rollo --threads 1  several of these share the file
 
 Each subject is learnt from its five pictures by each method, and then drawn for its evaluation prompts, the same noises
 for all. What is measured, with 95 % intervals over prompts:
@@ -13,7 +14,8 @@ for all. What is measured, with 95 % intervals over prompts:
     drift        fidelity of "a photo of a <noun>", without the new word, to the subject: what leaked into the class
     spread       mean distance of two samples of that class prompt
     others       mean distance of the class samples to those of the untouched model, same noises
-and the seconds, steps, tensors and bytes of a concept.
+and the seconds, steps, tensors and bytes of a concept. Beside the figures stands personalization_samples.png, with the
+first sample of each new scene.
 """
 
 import argparse
@@ -23,8 +25,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 from transformers import CLIPModel
 
@@ -40,11 +44,15 @@ from course_lib.personalization import custom_diffusion, dreambooth, textual_inv
 from course_lib.personalization.finetune import Recipe, finetune
 from course_lib.personalization.regularisation import toybox_regularisation
 from course_lib.personalization.saving import Concept, concept_of
+from course_lib.plots import grid, montage
 from course_lib.settings import REPOSITORY, RESULTS, device_name
 
 SUBJECTS = ("mochi", "biscuit", "tilly", "rollo")  # two pets, two things
 PRIOR = 100  # pictures of the class
 NAMED = ("scene", "accessory", "style", "relation")
+NEW = len(toybox_subjects.NEW_SCENES)  # a subject's first prompts
+ON_SHEET = {"base": "untouched model", "textual_inversion": "Textual Inversion", "dreambooth": "DreamBooth",
+            "lora": "LoRA", "custom_diffusion": "Custom Diffusion"}  # fmt: skip
 
 
 def dreambooth_recipe(sd: StableDiffusion, folder: Path, noun: str, weight: float, rank: int | None = None) -> Recipe:
@@ -107,7 +115,7 @@ class Bench:
     def class_samples(self, noun: str) -> Tensor:
         return self.draw([f"a photo of a {noun}"] * 8, seed=7)
 
-    def measure(self, subject: toybox_subjects.Subject, name: str) -> dict:
+    def measure(self, subject: toybox_subjects.Subject, method: str, name: str) -> dict:
         """All figures of one model and subject; `name` stands for the subject in prompts."""
         count, noun = self.args.images, subject.noun
         templates, fields = zip(*toybox_subjects.prompts(subject.name), strict=True)
@@ -116,6 +124,9 @@ class Bench:
         references = self.individual(pixels(toybox_subjects.references(subject.name)))
         truth = self.individual(pixels(specs)).repeat_interleave(count, dim=0)
         x = self.draw([template.format(name) for template in templates], seed=3)
+        self.args.samples.mkdir(parents=True, exist_ok=True)
+        strip = montage(x[: NEW * count : count], NEW, gap=0)
+        Image.fromarray(strip).save(self.args.samples / f"{subject.name}_{method}.png")
         own = self.individual(x)
         by_prompt = {
             "fidelity": (own @ references.T).mean(1),
@@ -161,14 +172,14 @@ class Bench:
         if subject.noun not in self.class_before:
             self.class_before[subject.noun] = self.class_samples(subject.noun)
         if make is None:
-            return self.measure(subject, subject.noun)
+            return self.measure(subject, method, subject.noun)
         start = time.perf_counter()
         with make(self.sd, REPOSITORY / "data" / "subjects" / subject.name, subject.noun) as recipe:
             prepared = time.perf_counter()
             for _ in finetune(self.sd, recipe):
                 pass
             done, concept = time.perf_counter(), concept_of(recipe)
-            row = self.measure(subject, name.format(noun=subject.noun))
+            row = self.measure(subject, method, name.format(noun=subject.noun))
         if method == "dreambooth_no_prior":
             row["change"] = self.change(concept)
         return row | dict(
@@ -187,6 +198,29 @@ def setting_of(args: argparse.Namespace, bench: Bench) -> dict:
     return dict(images=args.images, steps=args.steps, w=args.w, seed=0, dtype=dtype, weights=weights)
 
 
+def sheet(args: argparse.Namespace, out: Path) -> None:
+    """All subjects in all new scenes, by the methods of ON_SHEET and by the renderer, if the samples are all there."""
+    strips = {f"{name}, {label}": args.samples / f"{name}_{method}.png"
+              for name in SUBJECTS for method, label in ON_SHEET.items()}  # fmt: skip
+    if not all(path.is_file() for path in strips.values()):
+        print(f"{out}: not written, since {args.samples} does not hold the samples of all methods")
+        return
+    tiles, labels = [], []
+    for name in SUBJECTS:
+        for label, path in strips.items():
+            if label.startswith(f"{name}, "):
+                strip = torch.from_numpy(np.array(Image.open(path)))  # (64, NEW * 64, 3)
+                tiles.append(torch.stack(strip.split(strip.shape[0], dim=1)).permute(0, 3, 1, 2))
+                labels.append(label)
+        fields = [field for _, field in toybox_subjects.prompts(name)[:NEW]]
+        truth = [render(toybox_subjects.SUBJECTS[name].spec(seed=0, **field)) for field in fields]
+        tiles.append(torch.from_numpy(np.stack(truth)).permute(0, 3, 1, 2))
+        labels.append(f"{name}, ground truth")
+    scenes = [scene.replace("in the ", "") for scene in toybox_subjects.NEW_SCENES]
+    fig = grid(torch.cat(tiles), NEW, "", labels, scenes, tile=0.7)
+    fig.savefig(out, dpi=110)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="toybox", help="as in load(); its name chooses the methods' settings")
@@ -197,25 +231,31 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12, help="DDIM steps")
     parser.add_argument("--w", type=float, default=5.0, help="guidance")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
+    parser.add_argument("--samples", type=Path, default=Path("runs/personalize"), help="where first samples are kept")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
     bench = Bench(args)
     setting = setting_of(args, bench)
-    result = dict(setting, made_by="training/toybox_personalize.py", rows={})
-    if args.out.is_file():
-        earlier = json.loads(args.out.read_text())
-        if {key: earlier.get(key) for key in setting} == setting:
-            result = earlier
+
+    def read() -> dict:
+        """What is in the file, if it was measured in this setting: by an earlier run, or by one beside this one."""
+        earlier = json.loads(args.out.read_text()) if args.out.is_file() else {}
+        same = {key: earlier.get(key) for key in setting} == setting
+        return earlier if same else dict(setting, made_by="training/toybox_personalize.py", rows={})
+
     for name in args.subjects:
         for method in args.methods:
-            if method in result["rows"].setdefault(name, {}):
+            if method in read()["rows"].get(name, {}):
                 continue
             row = bench.row(toybox_subjects.SUBJECTS[name], method)
-            result["rows"][name][method] = row
+            result = read()
+            result["rows"].setdefault(name, {})[method] = row
+            result["rows"] = {one: result["rows"][one] for one in toybox_subjects.SUBJECTS if one in result["rows"]}
             result.update(device=device_name(), date=datetime.date.today().isoformat(), torch=torch.__version__)
             args.out.write_text(json.dumps(result, indent=1) + "\n")
             print(name, method, {k: v for k, v in row.items() if isinstance(v, (int, float))}, flush=True)
+    sheet(args, args.out.with_name("personalization_samples.png"))
 
 
 if __name__ == "__main__":
