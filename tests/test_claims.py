@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 import torch
 
@@ -111,3 +112,14 @@ def test_the_shipped_record_is_complete():
         assert f'verdict("{name}")' in (REPO / "notebooks" / f"{claim['notebook']}.ipynb").read_text().replace(
             '\\"', '"'
         )
+
+
+def test_every_claim_has_its_cell_in_the_notebook_that_the_record_names():
+    """Under the heading named, and with `claims.verdict`, so that the notebook prints what README says."""
+    for name, (notebook, section) in toybox_claims.PLACES.items():
+        cells = nbformat.read(REPO / "notebooks" / f"{notebook}.ipynb", as_version=4).cells
+        headings = [line.lstrip("# ") for c in cells if c.cell_type == "markdown" for line in c.source.splitlines()
+                    if line.startswith("#")]  # fmt: skip
+        assert section in headings, f"{name}: {notebook} has no section {section!r}"
+        code = "".join(c.source for c in cells if c.cell_type == "code" and "claims.verdict" in c.source)
+        assert f'"{name}"' in code, f"{name}: no cell of {notebook} prints its verdict"

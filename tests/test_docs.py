@@ -9,7 +9,7 @@ import pytest
 
 REPO = Path(__file__).resolve().parents[1]
 LIBRARY = REPO / "course_lib"
-PARTS = ("diffusion", "latent", "editing")
+PARTS = ("diffusion", "latent", "editing", "personalization")
 LESSONS = sorted(path for part in PARTS for path in (LIBRARY / part).glob("*.py") if path.name != "__init__.py")
 # toybox_pen, _scenes, _animals and so on are how the renderer draws: nothing of them is called from elsewhere.
 DATA = [LIBRARY / "data" / f"{name}.py" for name in ("cifar10", "toybox", "toybox_captions", "toybox_sets")]

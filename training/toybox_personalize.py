@@ -15,7 +15,8 @@ for all. What is measured, with 95 % intervals over prompts:
     spread       mean distance of two samples of that class prompt
     others       mean distance of the class samples to those of the untouched model, same noises
 and the seconds, steps, tensors and bytes of a concept. Beside the figures stands personalization_samples.png, with the
-first sample of each new scene.
+first sample of each new scene. The methods' settings for the miniature were chosen beforehand, on tofu and tockle, who
+are not measured.
 """
 
 import argparse

@@ -628,8 +628,8 @@ place.cleanup()
 # | | toybox | sd15 here (`dreambooth.SD15`) | on a T4 (14.5 GiB) | LoRA, sd15 (`SD15_LORA`) |
 # |---|---|---|---|---|
 # | numbers that learn | the UNet's | 859,520,964 | the same | 797,184 at rank 4 |
-# | steps | 150 | 800 with prior (400 without) | 800 | 800 |
-# | learning rate | 3e-4 | 5e-6; 2e-6 with the text encoder | 5e-6 | 1e-4 |
+# | steps | 200 | 800 with prior (400 without) | 800 | 800 |
+# | learning rate | 2e-4 | 5e-6; 2e-6 with the text encoder | 5e-6 | 1e-4 |
 # | pictures a step | 4 + 4 | 1 + 1 | 1 + 1 | 1 |
 # | λ and class pictures | 1, 40 here | 1, 200 | 1, 200 | usually none |
 # | what is switched on | nothing | nothing on 24 GB | gradient checkpointing, 8-bit Adam, float16 | gradient checkpointing, if at all |

@@ -727,7 +727,7 @@ show(fig, alt="Rows: the settings of this notebook and three mistakes, named at 
 #
 # | | toybox | sd15, published | on a T4 |
 # |---|---|---|---|
-# | steps, one subject | 200 | 250 | 250 |
+# | steps, one subject | 300 | 250 | 250 |
 # | learning rate | 1e-3 | 8e-5 | 8e-5 |
 # | pictures a step | 4 | 8 | 8, one after the other (`accumulate=8`) |
 # | weights that do not learn | float32 | float32 or half | float16 |

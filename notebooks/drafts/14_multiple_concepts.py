@@ -589,7 +589,7 @@ if TOY:
 #
 # | | toybox | sd15, published | on a T4 |
 # |---|---|---|---|
-# | steps, two subjects together | 300 | 500 (the library: 1.5 times the 250 of one) | the same |
+# | steps, two subjects together | 450 | 500 (the library: 1.5 times the 250 of one) | the same |
 # | learning rate | 1e-3 | 8e-5 | 8e-5 |
 # | pictures a step | 4 of each | 8 | 8 of each, one after the other |
 # | merging | 14 matrices of width 128 | 32 of width 768, about 2 s | seconds; in float64, on the CPU too |
