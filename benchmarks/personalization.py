@@ -438,7 +438,7 @@ def command_of(args: argparse.Namespace, method: str, base: str, out: Path) -> l
     """The course's own command line."""
     command = ["-m", "course_lib.personalize", "train", "--method", method, "--images", str(SUBJECT), "--class-noun",
                NOUN, "--token", METHODS[method][-1], "--base", base, "--device", args.device, "--out", str(out),
-               "--seed", str(args.seed)]  # fmt: skip
+               "--seed", str(args.seed), "--grid", "0"]  # fmt: skip
     if args.train_steps:
         command += ["--steps", str(args.train_steps)]
     if method == "dreambooth":

@@ -291,8 +291,8 @@ def train_options(add):
     add("--out", type=Path, required=True, metavar="FILE", help="what was learnt; ends in .safetensors")
     add("--base", default="toybox", help="model to start from: toybox (in this repository, runs on a laptop; default), "
         "sd15 (Stable Diffusion 1.5, wants a GPU), a folder in diffusers' format, or a hub id")  # fmt: skip
-    add("--steps", type=int, metavar="N", help="too few: not alike; too many: only the pictures it saw; default: 150 "
-        "to 200 with toybox, 250 to 3000 else")  # fmt: skip
+    add("--steps", type=int, metavar="N", help="too few: not alike; too many: only the pictures it saw; default: 200 "
+        "to 300 with toybox, 250 to 3000 else")  # fmt: skip
     add("--lr", type=float, metavar="X", help="learning rate; half of it if pictures break, twice if nothing is "
         "learnt; default per method: 1e-2 to 1e-4 with toybox, 2e-3 to 5e-6 else")  # fmt: skip
     add("--batch-size", type=int, metavar="N", help="pictures a step, more is calmer and slower; default: 1 to 8")
@@ -309,7 +309,10 @@ def train_options(add):
         "caption has to be; -1 takes all (default 0.85)")  # fmt: skip
     add("--sample-every", type=int, metavar="N", help="draw with it every N steps, into FILE.stepN.png, from the same "
         "noises: see it come, and see it become too much")  # fmt: skip
-    add("--prompts", nargs="+", metavar="PROMPT", help='for these pictures (default "a photo of a {}")')
+    add("--grid", type=int, default=4, metavar="N", help="pictures of each prompt that are drawn at the end, into "
+        "FILE.png; 0 draws none (default 4)")  # fmt: skip
+    add("--prompts", nargs="+", metavar="PROMPT", help='for all these pictures (default "a photo of a {}", and at the '
+        "end four scenes)")  # fmt: skip
     add("--save-every", type=int, default=100, metavar="N", help="steps between two saved states; after a power cut it "
         "goes on from the last (default 100)")  # fmt: skip
     add("--fresh", action="store_true", help="begin anew, and forget an earlier training with this --out")

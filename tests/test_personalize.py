@@ -37,7 +37,7 @@ from course_lib.personalization.saving import applied, load_concept, uncompresse
 
 REPO = Path(__file__).resolve().parents[1]
 METHODS = ("textual-inversion", "dreambooth", "lora", "custom-diffusion")
-QUICK = ["--steps", "3", "--lr", "0.01", "--batch-size", "2"]
+QUICK = ["--steps", "3", "--lr", "0.01", "--batch-size", "2", "--grid", "0"]
 close = torch.testing.assert_close
 exact = dict(rtol=0, atol=0)
 
@@ -91,7 +91,7 @@ def custom(world, tmp_path_factory):
 @pytest.mark.parametrize("method", METHODS)
 def test_each_method_trains_saves_and_says_how_to_draw(world, sd, tmp_path, capsys, method):
     out = tmp_path / "new" / "x.safetensors"
-    look = ["--sample-every", 3, "--prompts", "a {}", "a {} of"] if method == "lora" else []
+    look = ["--sample-every", 3, "--grid", 3, "--prompts", "a {}", "a {} of"] if method == "lora" else []
     concept = trained(world, out, method, *look)
     assert concept.method == method.replace("-", "_") and concept.settings["steps"] == 3
     before = {f"unet.{name}": param for name, param in sd.unet.named_parameters()}
@@ -101,10 +101,29 @@ def test_each_method_trains_saves_and_says_how_to_draw(world, sd, tmp_path, caps
     assert "numbers learn, in 3 steps" in said and "this needs about 0.5 GiB; you have" in said
     if look:
         assert Image.open(out.with_name("x.step00003.png")).size == (4 * 34 - 2, 2 * 34 - 2)
+        assert Image.open(out.with_name("x.png")).size == (3 * 34 - 2, 2 * 34 - 2)
+        assert f"wrote {out.with_name('x.png')}; its rows: a sks cat; a sks cat of" in said
+    else:
+        assert not out.with_name("x.png").exists()
     following = shlex.split(said.split("next:")[1])[3:]
     args = personalize.options().parse_args(following)
     assert args.concept == [out] and args.run is personalize.sample
     assert run(*following[:-1], tmp_path / "p.png", "--steps", 2) == 0 and (tmp_path / "p.png").is_file()
+
+
+@pytest.mark.parametrize(("method", "tokens", "names"), [
+    ("textual_inversion", ["<v>"], ["<v>"]),
+    ("dreambooth", ["sks"], ["sks cat"]),
+    ("custom_diffusion", ["<a>", "<b>"], ["<a> cat", "<b> tiger"]),
+])  # fmt: skip
+def test_without_prompts_the_grid_shows_each_subject_in_new_scenes(method, tokens, names):
+    args = SimpleNamespace(prompts=None, token=tokens, class_noun=["cat", "tiger"][: len(tokens)])
+    prompts = train_command.new_scenes(args, SimpleNamespace(method=method, about={}))
+    assert prompts[0] == f"a photo of a {names[0]} in the snow" and len(set(prompts)) == 4
+    assert all(f"a {names[k % len(names)]} " in prompt for k, prompt in enumerate(prompts))
+    args = personalize.options().parse_args(["train", "--method", "lora", "--images", "x", "--class-noun", "cat",
+                                             "--out", "x.safetensors"])  # fmt: skip
+    assert args.grid == 4  # without being asked for
 
 
 def test_options_reach_the_recipe(world, tmp_path):

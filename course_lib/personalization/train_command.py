@@ -37,6 +37,7 @@ METHODS = {
     "lora": ("dreambooth", "TOYBOX_LORA", "SD15_LORA", {"rank", "prior", "prior_weight"}),
     "custom-diffusion": ("custom_diffusion", "TOYBOX", "SD15", {"regularisation", "similarity"}),
 }
+SCENES = ("in the snow", "on the beach", "in the forest", "at night")
 ONLY_SOME = set.union(*(own for *_, own in METHODS.values()))
 
 
@@ -71,6 +72,11 @@ def train(args, write_grid):
             print(f"\nStopped after step {stopped}; {held}: the same command goes on from there.", file=sys.stderr)
             return 130
         keep(args.out, recipe, state)
+        if args.grid:
+            picture = args.out.with_suffix(".png")
+            prompts = new_scenes(args, recipe)
+            write_grid(picture, draw(sd, prompts, args.grid, w=7.5, steps=25, seed=args.seed), args.grid)
+            print(f"wrote {picture}; its rows: {'; '.join(prompts)}")
     tell_end(args, state, time.perf_counter() - begun)
     return 0
 
@@ -91,7 +97,7 @@ def check_train(args):
     for name in ("token", "class_noun"):
         if len(getattr(args, name)) != len(args.images):
             raise ValueError(f"{name}: expected one for each of {len(args.images)} folders, got {getattr(args, name)}")
-    for name, least in (("prior", 0), ("sample_every", 0), ("save_every", 1)):
+    for name, least in (("prior", 0), ("sample_every", 0), ("save_every", 1), ("grid", 0)):
         if (getattr(args, name) or least) < least:
             raise ValueError(f"{name}: expected a whole number of at least {least}, got {getattr(args, name)}")
     if args.out.suffix != ".safetensors":
@@ -305,6 +311,15 @@ def fill(prompts, method, about):
     if not name and any("{}" in prompt for prompt in prompts):
         raise ValueError("prompt: expected --concept FILE, whose words {} stands for, or a prompt without {}")
     return [prompt.replace("{}", name) for prompt in prompts]
+
+
+def new_scenes(args, recipe):
+    """What the grid at the end shows: the prompts that were given, or the subjects in turn in four scenes."""
+    if args.prompts:
+        return fill(args.prompts, recipe.method, recipe.about)
+    names = [fill(["{}"], recipe.method, dict(token=token, noun=noun))[0]
+             for token, noun in zip(args.token, args.class_noun, strict=True)]  # fmt: skip
+    return [f"a photo of a {names[k % len(names)]} {scene}" for k, scene in enumerate(SCENES)]
 
 
 def draw(sd, prompts, count, *, w, steps, seed):

@@ -532,7 +532,9 @@ if TOY:
     bound, can = kept.mean().item() <= interval(kept), gap.mean().item() > interval(gap)
     print(f"inverted latent above any noise: {kept.mean():+.3f} ± {interval(kept):.3f}:",
           "it cannot be re-prompted" if bound else "it can be re-prompted, in part")  # fmt: skip
-    print(f"the word above the inverted latent: {gap.mean():+.3f} ± {interval(gap):.3f}:", "yes" if can else "not clearly")
+    print(
+        f"the word above the inverted latent: {gap.mean():+.3f} ± {interval(gap):.3f}:", "yes" if can else "not clearly"
+    )
     told = "holds" if reproduces and bound and can else "does not hold as it is said"
     print(f"C9 {told} in this small measurement: {len(from_word)} pictures each")
 else:
@@ -567,7 +569,9 @@ pictures_of = []
 for one in tries.values():
     with applied(sd, one):
         pictures_of.append(draw([p.format("<v>") for p in wrong_prompts], 1, seed=29))
-fig = grid(tiles(torch.cat(pictures_of)), len(wrong_prompts), "", list(tries), [short(p) for p in wrong_prompts], tile=1.25)
+fig = grid(
+    tiles(torch.cat(pictures_of)), len(wrong_prompts), "", list(tries), [short(p) for p in wrong_prompts], tile=1.25
+)
 show(fig, alt="Rows: the settings of this notebook, ten times the learning rate, more steps; columns: four prompts.")
 
 fig, ax = curves(width=6.0, height=2.4)
@@ -616,10 +620,14 @@ rows = {}
 for label, one in (("one row", mochi), ("four rows", four)):
     with applied(sd, one):
         rows[label] = draw([p.format("<v>") for p in several], 1, seed=31)
-fig = grid(tiles(torch.cat(list(rows.values()))), 4, "One row and four", list(rows), [short(p) for p in several], tile=1.2)
+fig = grid(
+    tiles(torch.cat(list(rows.values()))), 4, "One row and four", list(rows), [short(p) for p in several], tile=1.2
+)
 show(fig, alt="Two rows of pictures of the same prompts: a word of one row, and a word of four rows.")
 
-references = torch.stack([concept.to_tensor(image, concept.picture_size(sd)) for image in concept.open_images(riso)[:4]])
+references = torch.stack(
+    [concept.to_tensor(image, concept.picture_size(sd)) for image in concept.open_images(riso)[:4]]
+)
 show(
     grid(tiles(references), 4, "What the style is learnt from", tile=1.2),
     alt="Four pictures of different objects, all printed in two inks with dots.",

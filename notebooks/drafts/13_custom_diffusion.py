@@ -262,7 +262,7 @@ print(f"same as course_lib: {len(chosen) - 1} matrices and {first.shape[0]} word
 # The *detached start token*: every prompt begins with the same start token, so what it offers is no matter of the subject; the library lets no gradient flow through it, as the authors' code does.
 #
 # **Five pictures are few.** With five pictures in which the subject is always about as large, the model learns that size too. So each picture is shown at many sizes, and the prompt says which:
-# one in three is zoomed in ("zoomed in"), the others shrink onto grey ("far away", below 0.6 of the side "very small"). The grey must not be learnt: a mask says where the picture is, and only there the loss counts.
+# one in three is zoomed in ("zoomed in"), the others shrink onto grey ("far away", below 0.6 of the side "very small"). The grey must not be learnt: a mask says where the picture is, and only there the loss counts. The library does this for Stable Diffusion. Not for the small model: "When it goes wrong", below, shows why.
 
 # %%
 example = concept.resized_examples(sd, folder, f"<v> {noun}")
@@ -272,10 +272,11 @@ rows = [k for word in ("as it is", *words) for k in [i for i, s in enumerate(sai
 with torch.no_grad():
     seen = sd.decode(example.mean[rows]).cpu()
 mask = F.interpolate(example.mask[rows].cpu(), seen.shape[-1]).expand(-1, 3, -1, -1) * 1.6 - 1  # 1 is light grey
-fig = grid(torch.cat([tiles(seen), tiles(mask)]), len(rows), "What the training sees", ["variant", "mask"],
+fig = grid(torch.cat([tiles(seen), tiles(mask)]), len(rows), "Many sizes, and what counts of them", ["variant", "mask"],
            [said[k] for k in rows], tile=1.05)  # fmt: skip
 show(
     fig,
+    colours=160,
     alt="Eight variants of the reference pictures, whole, zoomed in, far away, very small, and below each its mask.",
 )
 print(f"{len(said)} variants:", ", ".join(f"{said.count(word)} {word}" for word in ("as it is", *words)))
@@ -295,7 +296,9 @@ assert not moved  # taken out again: the model is what it was
 strip = torch.stack([start_pictures, *on_the_way], dim=1).flatten(0, 1)
 fig = grid(tiles(strip), 1 + len(at), f"{prompt!r}", (), [f"step {k}" for k in (0, *at)], tile=1.2)
 show(
-    fig, alt="Two rows of pictures from the same noises: before the training, and after 25, 50 and 100 per cent of it."
+    fig,
+    colours=160,
+    alt="Two rows of pictures from the same noises: before the training, and after 25, 50 and 100 per cent of it.",
 )
 print(f"{sum(v.numel() for v in custom.tensors.values()):,} numbers learnt, {custom.bytes / 1e6:.2f} MB")
 
@@ -356,7 +359,11 @@ for label, chosen_captions in (("by the nearest word", found), ("by the whole se
 picked = found[:6] + theirs[:6]
 images = torch.stack([torch.from_numpy(render(corpus[k][0])) for k in picked]).permute(0, 3, 1, 2)
 fig = grid(images, 6, f"Found for {target!r}", ["by word", "by sentence"], tile=1.15)
-show(fig, alt="Two rows of six pictures: the first found by the nearest word, and the nearest by the whole sentence.")
+show(
+    fig,
+    colours=160,
+    alt="Two rows of six pictures: the first found by the nearest word, and the nearest by the whole sentence.",
+)
 for k in picked:
     print(f"word {near[k]:.2f}, sentence {by_sentence[k]:.2f}  {captions[k]}")
 
@@ -414,7 +421,8 @@ rows = draw_all([templates[k] for k in shown])
 if TOY:
     rows["ground truth"] = torch.stack([truth(fields[k]) for k in shown])
 fig = grid(tiles(torch.cat(list(rows.values()))), len(shown), "", list(rows), list(shown.values()), tile=1.15)
-show(fig, alt="Rows: the untouched model, DreamBooth, Custom Diffusion without and with regularisation pictures, the"
+show(fig, colours=160,
+     alt="Rows: the untouched model, DreamBooth, Custom Diffusion without and with regularisation pictures, the"
      " ground truth; columns: six prompts.")  # fmt: skip
 
 # %% [markdown]
@@ -427,7 +435,11 @@ plain = draw_all([f"a photo of a {noun}"] * pick(smoke=2, cpu=8, gpu=8), seed=7)
 fig = grid(
     tiles(torch.cat(list(plain.values()))), len(plain["DreamBooth"]), f"'a photo of a {noun}'", list(plain), tile=0.9
 )
-show(fig, alt="Rows of pictures of the class prompt from the same noises: untouched model, and after each training.")
+show(
+    fig,
+    colours=160,
+    alt="Rows of pictures of the class prompt from the same noises: untouched model, and after each training.",
+)
 
 # %% [markdown]
 # **The claim C15**: *Custom Diffusion comes near DreamBooth in likeness, with a few per cent of the parameters*. Likeness is what the judge's identity head says: the dot product of the individual vector of a sample with those of the five references, averaged.
@@ -503,10 +515,15 @@ n = min(8, MANY)
 fig = grid(tiles(torch.cat([x[:n] for x in asked.values()])), n, f"'a photo of a {WORD}'", list(asked), tile=0.95)
 show(
     fig,
+    colours=160,
     alt="Three rows of pictures of a castle from the same noises: untouched model, learnt without, and with castles.",
 )
 fig = grid(tiles(torch.cat(list(named.values()))), 4, f"'a photo of a <v> {COMPOUND}'", list(named), tile=0.95)
-show(fig, alt="Three rows of pictures of the compound name: untouched model, learnt without, and with castles.")
+show(
+    fig,
+    colours=160,
+    alt="Three rows of pictures of the compound name: untouched model, learnt without, and with castles.",
+)
 
 # %% [markdown]
 # **The claim C18**: *the word drifts, and pictures of it prevent that*. Three numbers, each for the samples of "a photo of a castle": how much they look like Mochi (likeness as above), how sure the judge is that it sees a castle,
@@ -638,8 +655,8 @@ kept_pictures.append(nothing)
 fig = grid(tiles(torch.cat(kept_pictures)), 4, "", ["whole", *[f"keep {k:.0%}" for k in KEEP], "word only"], tile=0.95)
 show(
     fig,
+    colours=160,
     alt="Rows of the same four prompts: with the whole concept, with smaller and smaller ones, and with the word only.",
-    colours=128,
 )
 
 # %% [markdown]
@@ -691,7 +708,7 @@ print(f"\nours and diffusers' differ by at most {(theirs - ours).abs().max():.0e
 #
 # ## When it goes wrong
 #
-# Three mistakes on purpose, with Mochi's pictures and no regularisation: ten times the learning rate, two and a half times the steps, and the prompt without augmentation.
+# Three mistakes on purpose, with Mochi's pictures and no regularisation: ten times the learning rate, two and a half times the steps, and the pictures at many sizes for a model of 64 pixels (for Stable Diffusion the other way round: without them).
 
 # %%
 wrong = {"as above": (custom, None)}
@@ -700,7 +717,7 @@ tries = {
     "2.5 × the steps": dict(
         settings=replace(CUSTOM, steps=CUSTOM.steps * 5 // 2, batch_size=max(1, CUSTOM.batch_size // 2))
     ),
-    "no augmentation": dict(augment=False, settings=replace(CUSTOM, steps=max(2, CUSTOM.steps // 2))),
+    "many sizes" if TOY else "one size": dict(augment=TOY, settings=CUSTOM),
 }
 for label, options in tries.items():
     with custom_diffusion.recipe(sd, Subject(folder, "<v>", noun), **options) as recipe:
@@ -713,11 +730,16 @@ for one, _ in wrong.values():
         seen.append(draw(ask, 1, seed=51))
 columns = ["<v> cat\nsnow", "<v> cat\nwatercolour", "a cat", "red car\nin the city", "<v> cat\nfar away"]
 fig = grid(tiles(torch.cat(seen)), len(ask), "", list(wrong), columns, tile=1.1)
-show(fig, alt="Rows: the settings of this notebook and three mistakes, named at the left; columns: five prompts.")
+show(
+    fig,
+    colours=160,
+    alt="Rows: the settings of this notebook and three mistakes, named at the left; columns: five prompts.",
+)
 
 # %% [markdown]
 # What to look for. With too high a rate the matrices leave the region in which the rest of the UNet understands them: pictures turn into blotches, also those of the red car, which has nothing to do with the subject.
-# With too many steps the subject is there and the prompt is not: scene and style are those of the five pictures. Without augmentation the subject always comes at the size of the references, also "far away".
+# With too many steps the subject is there and the prompt is not: scene and style are those of the five pictures. And the many sizes: in 512 pixels a subject of half the side is still a subject; in 64 it is 32 pixels, eight latents, and what tells Mochi from other cats is gone.
+# So the small model learns the pictures as they are, and draws the subject at the size of the references, also "far away".
 #
 # **In the run stored here** (to be filled in): which of the three can be seen.
 #

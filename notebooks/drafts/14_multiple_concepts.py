@@ -138,7 +138,7 @@ def teach(recipe, at=(), prompt=None):
 fig = grid(
     tiles(torch.cat(list(pictures.values()))), 5, "The five reference views of each", ["Mochi", "Tilly"], tile=1.1
 )
-show(fig, alt="Five pictures of a cartoon cat and five of a cartoon teapot, each in five scenes.")
+show(fig, colours=160, alt="Five pictures of a cartoon cat and five of a cartoon teapot, each in five scenes.")
 
 # %% [markdown]
 # ## All data together
@@ -168,7 +168,9 @@ strip = torch.stack([start, *on_the_way], dim=1).flatten(0, 1)
 title = SCENE.format("<v1> cat", "<v2> teapot")
 fig = grid(tiles(strip), 1 + len(at), title, (), [f"step {k}" for k in (0, *at)], tile=1.2)
 show(
-    fig, alt="Two rows of pictures from the same noises: before the training, and after 25, 50 and 100 per cent of it."
+    fig,
+    colours=160,
+    alt="Two rows of pictures from the same noises: before the training, and after 25, 50 and 100 per cent of it.",
 )
 
 # %% [markdown]
@@ -376,7 +378,8 @@ if TOY:
     pairs = torch.stack([truth("on the beach"), truth("on a stage"), truth("in the snow")])
     drawn["ground truth"] = torch.cat([pairs, alone, torch.ones_like(pairs[:1])])  # "any cat" has no one truth
 fig = grid(tiles(torch.cat(list(drawn.values()))), len(ASK), "", list(drawn), COLUMNS, tile=1.2)
-show(fig, alt="Rows: the untouched model, joint, merged, mean, DreamBooth in turn, and ground truth; columns: prompts"
+show(fig, colours=160,
+     alt="Rows: the untouched model, joint, merged, mean, DreamBooth in turn, and ground truth; columns: prompts"
      " with both subjects, one of them, or none.")  # fmt: skip
 
 # %% [markdown]
@@ -505,6 +508,7 @@ columns = ["both,\nbeach", "Mochi alone,\nforest", "Tilly alone,\nmoon", "red ca
 fig = grid(tiles(torch.cat(list(failed.values()))), len(ask), "", list(failed), columns, tile=1.2)
 show(
     fig,
+    colours=160,
     alt="Rows: merged, merged from few captions, sum of the changes, one concept's matrices; columns: prompts.",
 )
 
