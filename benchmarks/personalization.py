@@ -154,14 +154,14 @@ def recipe(sd: StableDiffusion, method: str, settings: Settings, others: list, a
     if others:
         x = torch.stack([to_tensor(image, picture_size(sd)) for image in open_images([path for path, _ in others])])
         more = encode(sd, x, [(prompt,) for _, prompt in others])
-    token = METHODS[method][-1]
+    token, pictures = METHODS[method][-1], open_images(SUBJECT)  # as a list: both ways take the templates
     if method == "textual-inversion":
-        return textual_inversion.recipe(sd, SUBJECT, token=token, noun=NOUN, settings=settings)
+        return textual_inversion.recipe(sd, pictures, token=token, noun=NOUN, settings=settings)
     if method == "custom-diffusion":
-        subject, regularisation = custom_diffusion.Subject(SUBJECT, token, NOUN), [more] if more else []
+        subject, regularisation = custom_diffusion.Subject(pictures, token, NOUN), [more] if more else []
         return custom_diffusion.recipe(sd, subject, regularisation=regularisation, augment=augment, settings=settings)
     rank = RANK if method == "lora" else None
-    return dreambooth.recipe(sd, SUBJECT, noun=NOUN, token=token, prior=more, rank=rank, settings=settings)
+    return dreambooth.recipe(sd, pictures, noun=NOUN, token=token, prior=more, rank=rank, settings=settings)
 
 
 # ---- the plain way ----

@@ -187,7 +187,7 @@ Four methods, from the smallest file to the largest (sizes with Stable Diffusion
         --class-noun cat --regularisation 100 --out mochi_cd.safetensors
     python -m course_lib.personalize train --method custom-diffusion --out both.safetensors \\
         --images data/subjects/mochi --token "<v1>" --class-noun cat \\
-        --images data/subjects/tofu --token "<v2>" --class-noun dog
+        --images data/subjects/tilly --token "<v2>" --class-noun teapot
 
   dreambooth: all of the UNet. 3.4 GB, the most likeness. Notebook 12. The model's own pictures of the class (--prior)
   keep "a cat" from becoming your cat.

@@ -599,6 +599,12 @@ def test_the_files_of_the_subjects(tmp_path):
     assert list(json.loads(notes)) == list(SUBJECTS)
     files = sorted(shipped.glob("*/*.png"))
     assert len(files) == 60 and sum(file.stat().st_size for file in files) < 6e6
+    captions = sorted(tmp_path.glob("*/view_?.txt"))
+    assert {path.parent.name for path in captions} == set(OBJECTS) and len(captions) == 5 * len(OBJECTS)
+    for path in captions:  # the scene, and nothing of the subject
+        said = path.read_text(encoding="utf-8")
+        assert said == (shipped / path.parent.name / path.name).read_text(encoding="utf-8")
+        assert said.strip() == f"a photo of a {{}} {references(path.parent.name)[int(path.stem[-1]) - 1].scene}"
     for name in OBJECTS:  # the shipped views are what the renderer draws
         with Image.open(shipped / name / "view_1.png") as image:
             small = np.asarray(image.reduce(8), float)

@@ -196,12 +196,18 @@ def _subject(name):
 
 
 def write(out: Path, size: int) -> None:
-    """Write <name>/view_1.png to view_5.png of each subject, and subjects.json."""
+    """Write <name>/view_1.png to view_5.png of each subject, and subjects.json.
+
+    Beside the views of a pet, thing or face, view_1.txt to view_5.txt say what is not the subject: the scene.
+    """
     notes = {}
     for name, subject in SUBJECTS.items():
         (out / name).mkdir(parents=True, exist_ok=True)
         for k, spec in enumerate(references(name), 1):
             Image.fromarray(render(spec, size)).save(out / name / f"view_{k}.png", optimize=True)
+            if not subject.style:
+                caption = f"a photo of a {{}} {spec.scene}\n"
+                (out / name / f"view_{k}.txt").write_text(caption, encoding="utf-8", newline="\n")
         templates = [template for template, _ in prompts(name)]
         notes[name] = {"class_noun": subject.noun, "style": subject.style, "prompts": templates}
     (out / "subjects.json").write_text(json.dumps(notes, indent=2) + "\n", encoding="utf-8")

@@ -117,7 +117,7 @@ show(
 
 # %% [markdown]
 # **Idea.** Training needs pairs of a latent and a prompt. The autoencoder is frozen, so each picture goes through it **once**: we keep the mean and the standard deviation of its posterior, and a batch only draws from it.
-# The prompts come from *templates*: ordinary sentences with a gap for the word. That the sentences differ tells the model what the word is not: not the photo, not the close-up.
+# The prompts lie beside the pictures: `view_1.txt` says *a photo of a {} in a room*, with a gap for the word. They name what is **not** the subject. A place that the caption names need not become part of the word. (Pictures without captions get *templates*, ordinary sentences such as "a close-up of a {}".)
 
 # %%
 examples = concept.examples(sd, folder, "<v>")
@@ -503,7 +503,7 @@ print(f"standard deviation of z_T: {z_T.std():.2f} (1 would be a perfect noise)"
 # - *$S_*$ can*: the score of $S_*$ is above that of the inverted latent, by more than the interval.
 
 # %%
-scenes = [k for k in range(8)][: pick(smoke=2, cpu=8, gpu=8)]  # the eight new scenes
+scenes = list(range(pick(smoke=2, cpu=7, gpu=7)))  # the first seven prompts: the new scenes
 new_prompts = [templates[k] for k in scenes]
 from_latent = torch.cat(
     [sd.sample([p.format(noun)] * 5, w=W, steps=STEPS, x_T=z_T, batch=BATCH).cpu() for p in new_prompts]

@@ -145,7 +145,7 @@ show(
 # %% [markdown]
 # ## A rare word
 #
-# **Idea.** Textual Inversion looked for a word in a model that stays as it is. DreamBooth goes the other way: take a word that means nothing yet, and change the **model** until the word means Mochi. The prompt is *"a photo of a sks cat"*. The class noun is in it on purpose: all that the model knows of cats may be used,
+# **Idea.** Textual Inversion looked for a word in a model that stays as it is. DreamBooth goes the other way: take a word that means nothing yet, and change the **model** until the word means Mochi. The prompt is *"a photo of a sks cat"*, and here, with the captions of notebook 11, *"a photo of a sks cat in a room"*. The class noun is in it on purpose: all that the model knows of cats may be used,
 # and only the difference has to be learnt.
 #
 # The word should be rare, or its old meaning is in the way. It need not be one token: the tokenizer may cut it into pieces, as long as they are pieces that say little together. What is `sks` to this model?

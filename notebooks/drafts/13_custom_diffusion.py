@@ -262,7 +262,7 @@ print(f"same as course_lib: {len(chosen) - 1} matrices and {first.shape[0]} word
 # The *detached start token*: every prompt begins with the same start token, so what it offers is no matter of the subject; the library lets no gradient flow through it, as the authors' code does.
 #
 # **Five pictures are few.** With five pictures in which the subject is always about as large, the model learns that size too. So each picture is shown at many sizes, and the prompt says which:
-# one in three is zoomed in ("zoomed in"), the others shrink onto grey ("far away", below 0.6 of the side "very small"). The grey must not be learnt: a mask says where the picture is, and only there the loss counts. The library does this for Stable Diffusion. Not for the small model: "When it goes wrong", below, shows why.
+# one in three is zoomed in ("zoomed in"), the others shrink onto grey ("far away", below 0.6 of the side "very small"). The grey must not be learnt: a mask says where the picture is, and only there the loss counts. The library does this for Stable Diffusion. Not for the small model, and not where captions lie beside the pictures: "When it goes wrong", below, shows why.
 
 # %%
 example = concept.resized_examples(sd, folder, f"<v> {noun}")
@@ -708,19 +708,19 @@ print(f"\nours and diffusers' differ by at most {(theirs - ours).abs().max():.0e
 #
 # ## When it goes wrong
 #
-# Three mistakes on purpose, with Mochi's pictures and no regularisation: ten times the learning rate, two and a half times the steps, and the pictures at many sizes for a model of 64 pixels (for Stable Diffusion the other way round: without them).
+# Three mistakes on purpose, with Mochi's pictures and no regularisation: ten times the learning rate; the pictures without their captions, under templates such as "a close-up of a <v> cat"; and these in the many sizes of the figure above.
 
 # %%
 wrong = {"as above": (custom, None)}
+bare = concept.open_images(folder)  # pictures from a list have no captions beside them
+hot = replace(CUSTOM, lr=10 * CUSTOM.lr, steps=max(2, CUSTOM.steps // 2))
 tries = {
-    "10 × learning rate": dict(settings=replace(CUSTOM, lr=10 * CUSTOM.lr, steps=max(2, CUSTOM.steps // 2))),
-    "2.5 × the steps": dict(
-        settings=replace(CUSTOM, steps=CUSTOM.steps * 5 // 2, batch_size=max(1, CUSTOM.batch_size // 2))
-    ),
-    "many sizes" if TOY else "one size": dict(augment=TOY, settings=CUSTOM),
+    "10 × learning rate": (folder, dict(settings=hot)),
+    "no captions": (bare, dict(augment=False, settings=CUSTOM)),
+    "no captions, many sizes": (bare, dict(augment=True, settings=CUSTOM)),
 }
-for label, options in tries.items():
-    with custom_diffusion.recipe(sd, Subject(folder, "<v>", noun), **options) as recipe:
+for label, (images, options) in tries.items():
+    with custom_diffusion.recipe(sd, Subject(images, "<v>", noun), **options) as recipe:
         wrong[label] = teach(recipe)
 ask = [f"a photo of a <v> {noun} in the snow", f"a watercolour of a <v> {noun} in the desert", f"a photo of a {noun}",
        "a photo of a red car in the city", "a photo of a <v> cat far away on the moon"]  # fmt: skip
@@ -738,8 +738,8 @@ show(
 
 # %% [markdown]
 # What to look for. With too high a rate the matrices leave the region in which the rest of the UNet understands them: pictures turn into blotches, also those of the red car, which has nothing to do with the subject.
-# With too many steps the subject is there and the prompt is not: scene and style are those of the five pictures. And the many sizes: in 512 pixels a subject of half the side is still a subject; in 64 it is 32 pixels, eight latents, and what tells Mochi from other cats is gone.
-# So the small model learns the pictures as they are, and draws the subject at the size of the references, also "far away".
+# Without captions no training sentence names a place. "a photo of a <v> cat" may then be learnt well, and lost as soon as a place is named: the features of the longer sentence, up to its end token and the padding behind it, are others, and for these nothing was learnt.
+# And the many sizes: in 512 pixels a subject of half the side is still a subject; in 64 it is 32 pixels, eight latents a side, and what tells Mochi from other cats is gone. So the small model takes the pictures as they are.
 #
 # **In the run stored here** (to be filled in): which of the three can be seen.
 #
