@@ -60,6 +60,18 @@ def test_in_a_world_where_a_claim_is_false_it_does_not_hold(name, other):
     assert getattr(toybox_claims, name)(world(**other))["verdict"] == "does not hold"
 
 
+def test_equal_steps_are_told_from_small_weights():
+    """All weights moved by 0.01, those of the convolution are small: it alone has a large relative change."""
+    size = {"down.attn2.to_k.weight": 1.0, "down.attn1.to_k.weight": 0.5, "conv.weight": 0.1, "conv.bias": 9.0}
+    weights = {name: torch.full((2, 2) if name.endswith("weight") else (2,), v) for name, v in size.items()}
+    rows, by_weight = world(), {"cross-attention": [0.01], "self-attention": [0.02], "rest": [0.1]}
+    for subject in rows.subjects:
+        rows.rows[subject]["dreambooth_no_prior"]["change"] = {k: dict(by_weight=v) for k, v in by_weight.items()}
+    found = toybox_claims.moved_alike(rows, weights)
+    assert set(found["step"].values()) == {0.01} and found["correlation"] == pytest.approx(1.0, abs=1e-3)
+    assert found["size"] == {"cross-attention": 1.0, "self-attention": 0.5, "rest": 0.1}
+
+
 def test_a_difference_within_its_interval_can_not_be_told():
     values = torch.tensor([0.1, -0.1, 0.12, -0.09])
     found = toybox_claims.difference(values)

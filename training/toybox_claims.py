@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from toybox_personalize import PRIOR, SUBJECTS, Bench, setting_of
+from toybox_personalize import PRIOR, SUBJECTS, Bench, kind_of, setting_of
 
 from course_lib import judge as judging
 from course_lib.data import toybox_subjects
@@ -160,6 +160,26 @@ def c14(rows: Rows) -> dict:
         + ", ".join(f"{k} {mean[k].mean():.4f} ({share[k]:.1%} of the numbers)" for k in kinds)
         + "; cross-attention - " + ", - ".join(f"{k}: {d['mean']:+.4f} ± {d['interval']:.4f}" for k, d in gaps.items()),
     )  # fmt: skip
+
+
+def moved_alike(rows: Rows, weights: dict[str, Tensor]) -> dict:
+    """Is a large relative change a large change, or a change of small weights?
+
+    step: root mean square of a weight's change, a mean over the weights of a kind; size: that of the weights
+    themselves; correlation: of the relative change with 1 / size, over all weights.
+    """
+    size = {}
+    for name, weight in weights.items():
+        if weight.ndim > 1:
+            size.setdefault(kind_of(name), []).append(weight.float().square().mean().sqrt().item())
+    size, relative = {kind: torch.tensor(values) for kind, values in size.items()}, {}
+    for kind in size:
+        found = [rows.rows[s]["dreambooth_no_prior"]["change"][kind]["by_weight"] for s in rows.subjects]
+        relative[kind] = torch.tensor(found).mean(0)
+    both = torch.stack([torch.cat([relative[k] for k in size]), 1 / torch.cat([size[k] for k in size])])
+    return dict(step={k: round((relative[k] * size[k]).mean().item(), 5) for k in size},
+                size={k: round(v.mean().item(), 4) for k, v in size.items()},
+                correlation=round(torch.corrcoef(both)[0, 1].item(), 3))  # fmt: skip
 
 
 def c15(rows: Rows) -> dict:
@@ -429,6 +449,15 @@ PLACES = {
 }  # fmt: skip
 
 
+# Why a claim came out as it did: read off further figures and off the sheet of samples, for that verdict alone.
+WHY = {
+    ("C15", "does not hold"): "on the sheet of samples Custom Diffusion brings a subject's colours, and neither its "
+    "pattern nor its emblem: what the frozen layers make of new keys and values is still what they learnt to draw.",
+    ("C19", "cannot tell"): "12 prompts leave intervals as wide as the differences, and this model draws pairs badly: "
+    "hardly any half of a picture shows a noun that the judge reads, with any of the methods.",
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="toybox", help="as for step 1")
@@ -463,6 +492,17 @@ def main() -> None:
         "C15": c15(rows), "C16": c16(done["two_subjects"]), "C17": c17(done["two_subjects"]),
         "C18": c18(done["compound"]), "C19": c19(done["two_subjects"]),
     }  # fmt: skip
+    alike = moved_alike(rows, bench.weights)
+    claims["C14"]["values"]["moved_alike"] = alike
+    why = WHY | {
+        ("C14", "does not hold"): "all kinds of layers moved by about the same amount (root mean square "
+        + ", ".join(f"{kind} {value:.4f}" for kind, value in alike["step"].items())
+        + "), as Adam divides each gradient by its size; so the relative change is large where weights are small "
+        f"(its correlation with 1 / size of a weight is {alike['correlation']:.2f})."
+    }  # fmt: skip
+    for name, claim in claims.items():
+        if (name, claim["verdict"]) in why:
+            claim["why"] = why[name, claim["verdict"]]
     result["claims"] = {
         name: claim | dict(notebook=PLACES[name][0], section=PLACES[name][1]) for name, claim in claims.items()
     }

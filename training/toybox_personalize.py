@@ -80,6 +80,11 @@ METHODS: dict[str, tuple[Callable[[StableDiffusion, Path, str], Recipe] | None, 
 }
 
 
+def kind_of(name: str) -> str:
+    """Of which kind of layer a weight of the UNet is."""
+    return "cross-attention" if ".attn2." in name else "self-attention" if ".attn1." in name else "rest"
+
+
 class Bench:
     """The base model, those who score it, and what they saw of the base model."""
 
@@ -150,7 +155,7 @@ class Bench:
         """Mean of ||W - W_0|| / ||W_0|| over the weights of each kind of layer, and their share of the numbers."""
         found, sizes = {}, {}
         for name, base in self.weights.items():
-            kind = "cross-attention" if ".attn2." in name else "self-attention" if ".attn1." in name else "rest"
+            kind = kind_of(name)
             if f"unet.{name}" in concept.tensors and base.ndim > 1:  # no biases, no normalisations
                 change = (concept.tensors[f"unet.{name}"].float() - base.float().cpu()).norm() / base.float().norm()
                 found.setdefault(kind, []).append(round(change.item(), 5))
@@ -217,9 +222,10 @@ def sheet(args: argparse.Namespace, out: Path) -> None:
         truth = [render(toybox_subjects.SUBJECTS[name].spec(seed=0, **field)) for field in fields]
         tiles.append(torch.from_numpy(np.stack(truth)).permute(0, 3, 1, 2))
         labels.append(f"{name}, ground truth")
-    scenes = [scene.replace("in the ", "") for scene in toybox_subjects.NEW_SCENES]
+    scenes = [scene.split()[-1] for scene in toybox_subjects.NEW_SCENES]
     fig = grid(torch.cat(tiles), NEW, "", labels, scenes, tile=0.7)
-    fig.savefig(out, dpi=110)
+    fig.savefig(out, dpi=110, bbox_inches="tight")
+    Image.open(out).convert("RGB").quantize(256).save(out, optimize=True)
 
 
 def main() -> None:
