@@ -148,7 +148,7 @@ def claims() -> str:
     rows = [("claim", "what it says", "verdict", "measured", "notebook")]
     for name, claim in run["claims"].items():
         link = f"[{claim['notebook'][:2]}](notebooks/{claim['notebook']}.ipynb)"
-        why = f" {claim['why']}" if claim.get("why") else ""
+        why = f". Why: {claim['why']}" if claim.get("why") else ""
         rows.append((name, claim["claim"], f"**{claim['verdict']}**",
                      (claim["measured"] + why).replace("|", "\\|"), link))  # fmt: skip
     note = f"Measured by `make claims`: seed {run['seed']}, {run['dtype']}, {run['device']}, {run['date']}."
