@@ -60,7 +60,7 @@ METHODS = {  # its name, where its settings are, and the word that is learnt
     "custom-diffusion": ("Custom Diffusion", custom_diffusion, "TOYBOX", "SD15", "<v>"),
 }
 RANK = 4
-PRIOR_W, PRIOR_STEPS = 5.0, 25  # how prior pictures are drawn, on both sides; of the miniature in 12 steps
+PRIOR_W = 5.0  # guidance of the prior pictures, on both sides
 FASTER, SECONDS = 2.0, {"textual-inversion": 60, "dreambooth": 60, "custom-diffusion": 60}  # targets, on a CPU
 FOREVER = 10**9
 
@@ -127,7 +127,7 @@ def synchronize(device: torch.device) -> None:
 @torch.no_grad()
 def draw_prior(sd: StableDiffusion, folder: Path, count: int, seed: int, steps: int | None = None) -> list:
     """Prior pictures as files: [(path, prompt), ...]."""
-    prompt, pairs, steps = f"a photo of a {NOUN}", [], steps or (12 if sd.name == "toybox" else PRIOR_STEPS)
+    prompt, pairs, steps = f"a photo of a {NOUN}", [], steps or dreambooth.prior_steps(sd)
     for k in range(0, count, 8):
         images = sd.sample([prompt] * min(8, count - k), w=PRIOR_W, steps=steps, seed=seed + k)
         for image in ((images + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy():

@@ -34,7 +34,8 @@ def notebooks() -> str:
         title = re.search(r"^# (.+)$", top, re.M).group(1)
         minutes, memory = f"{row['seconds'] / 60:.1f}", f"{row['peak_mib'] / 1024:.1f} GiB"
         rows.append((f"[{row['notebook'][:-6]}](notebooks/{row['notebook']})", title, minutes, memory))
-    note = f"Measured by `make notebooks PROFILE=cpu`: {run['device']}, torch {run['torch']}, {run['date']}."
+    days = sorted({row["date"] for row in run["notebooks"]})
+    note = f"Measured by `make notebooks PROFILE=cpu`: {run['device']}, torch {run['torch']}, {' and '.join(days)}."
     return table(("notebook", "what it is about", "minutes", "memory"), *rows) + f"\n\n{note}"
 
 
@@ -97,8 +98,8 @@ def toybox() -> str:
     note = (
         f"Share of what the judge reaches on real renderings, at w = {float(best):g}: {verdicts}. A 25-step guided "
         f"picture takes {result['seconds']['1']:.1f} s alone, eight take {result['seconds']['8']:.1f} s. Measured by "
-        f"`training/toybox_evaluate.py`: {result['prompts']:,} held-out prompts, {result['steps']} DDIM steps, seed "
-        f"{result['seed']}, {result['device']}, {result['date']}."
+        f"`training/toybox_evaluate.py --prompts {result['prompts']}`: held-out prompts, {result['steps']} DDIM steps, "
+        f"seed {result['seed']}, {result['device']}, {result['date']}."
     )
     return table(*rows) + f"\n\n{note}"
 
@@ -171,10 +172,11 @@ def _ours_and_plain(name: str) -> str:
         memory = "{course_lib:.2f} / {plain way:.2f} GiB".format(**memory) if memory else ""
         rows.append((row["what"], *pair, f"{row['ratio']:.2f}", memory, "; ".join(words)))
     head = ("what", "course_lib", "the plain way", "times as fast", "peak memory, ours / plain", "target")
+    rounds = " or ".join(str(count) for count in sorted({row["rounds"] for row in run["rows"]}))
     note = (
         f"Measured by `python benchmarks/personalization.py` with the base `{run['base']}`: {run['device']}, torch "
         f"{run['torch']}, seed {run['seed']}, {run['date']}. How many times as fast we are is the median over "
-        "interleaved rounds; the plain way opens and encodes every picture and every prompt in each step."
+        f"interleaved rounds ({rounds}); the plain way opens and encodes every picture and every prompt in each step."
     )
     return table(head, *rows) + f"\n\n{note}"
 

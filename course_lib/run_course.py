@@ -127,7 +127,8 @@ def keep(report):
     """Merges the rows of this run into data/results/course_<profile>.json, which the README's table is made from."""
     path = REPO / "data" / "results" / f"course_{report['profile']}.json"
     earlier = json.loads(path.read_text(encoding="utf-8"))["notebooks"] if path.is_file() else []
-    rows = {row["notebook"]: row for row in [*earlier, *report["notebooks"]]}
+    new = [row | {"date": report["date"]} for row in report["notebooks"]]  # rows of other days stay
+    rows = {row["notebook"]: row for row in [*earlier, *new]}
     path.parent.mkdir(parents=True, exist_ok=True)
     merged = {**report, "notebooks": [rows[name] for name in sorted(rows)]}
     path.write_text(json.dumps(merged, indent=1) + "\n", encoding="utf-8")

@@ -1,6 +1,7 @@
 """The methods: which tensors they let learn and from what start, and what they refuse without leaving a trace."""
 
 from contextlib import ExitStack
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -86,13 +87,14 @@ def test_every_vector_starts_as_the_mean_of_the_nouns_sub_words(sd, untouched):
 
 
 def test_the_settings_follow_the_model(sd, untouched, monkeypatch):
+    own = lambda module, name: replace(getattr(module, name), weighting=sd.weighting)  # noqa: E731
     for name, module in (("toybox", "TOYBOX"), ("random", "SD15")):
         monkeypatch.setattr(sd, "name", name)
         with textual_inversion.recipe(sd, PICTURES) as recipe:
-            assert recipe.settings == getattr(textual_inversion, module) and recipe.base == name
+            assert recipe.settings == own(textual_inversion, module) and recipe.base == name
         for rank, ending in ((None, ""), (2, "_LORA")):
             with dreambooth.recipe(sd, PICTURES, noun="cat", rank=rank) as recipe:
-                assert recipe.settings == getattr(dreambooth, module + ending)
+                assert recipe.settings == own(dreambooth, module + ending)
         for count, longer in ((1, 1.0), (2, 1.5)):
             subjects = [Subject(PICTURES, f"<v{k}>", "cat") for k in range(count)]
             with custom_diffusion.recipe(sd, subjects, augment=False) as recipe:

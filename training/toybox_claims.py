@@ -453,7 +453,7 @@ PLACES = {
 WHY = {
     ("C15", "does not hold"): "on the sheet of samples Custom Diffusion brings a subject's colours, and neither its "
     "pattern nor its emblem: what the frozen layers make of new keys and values is still what they learnt to draw.",
-    ("C19", "cannot tell"): "12 prompts leave intervals as wide as the differences, and this model draws pairs badly: "
+    ("C19", "cannot tell"): "12 prompts leave intervals wider than the differences, and this model draws pairs badly: "
     "hardly any half of a picture shows a noun that the judge reads, with any of the methods.",
 }
 

@@ -206,24 +206,21 @@ def setting_of(args: argparse.Namespace, bench: Bench) -> dict:
 
 def sheet(args: argparse.Namespace, out: Path) -> None:
     """All subjects in all new scenes, by the methods of ON_SHEET and by the renderer, if the samples are all there."""
-    strips = {f"{name}, {label}": args.samples / f"{name}_{method}.png"
-              for name in SUBJECTS for method, label in ON_SHEET.items()}  # fmt: skip
-    if not all(path.is_file() for path in strips.values()):
-        print(f"{out}: not written, since {args.samples} does not hold the samples of all methods")
-        return
     tiles, labels = [], []
     for name in SUBJECTS:
-        for label, path in strips.items():
-            if label.startswith(f"{name}, "):
-                strip = torch.from_numpy(np.array(Image.open(path)))  # (64, NEW * 64, 3)
-                tiles.append(torch.stack(strip.split(strip.shape[0], dim=1)).permute(0, 3, 1, 2))
-                labels.append(label)
-        fields = [field for _, field in toybox_subjects.prompts(name)[:NEW]]
-        truth = [render(toybox_subjects.SUBJECTS[name].spec(seed=0, **field)) for field in fields]
-        tiles.append(torch.from_numpy(np.stack(truth)).permute(0, 3, 1, 2))
+        for method, label in ON_SHEET.items():
+            path = args.samples / f"{name}_{method}.png"
+            if not path.is_file():
+                print(f"{out}: not written, since {path} is missing")
+                return
+            strip = torch.from_numpy(np.array(Image.open(path)))  # (64, NEW * 64, 3)
+            tiles += strip.split(strip.shape[0], dim=1)
+            labels.append(f"{name}, {label}")
+        subject, prompts = toybox_subjects.SUBJECTS[name], toybox_subjects.prompts(name)[:NEW]
+        tiles += [torch.from_numpy(render(subject.spec(seed=0, **field))) for _, field in prompts]
         labels.append(f"{name}, ground truth")
     scenes = [scene.split()[-1] for scene in toybox_subjects.NEW_SCENES]
-    fig = grid(torch.cat(tiles), NEW, "", labels, scenes, tile=0.7)
+    fig = grid(torch.stack(tiles).permute(0, 3, 1, 2), NEW, "", labels, scenes, tile=0.7)
     fig.savefig(out, dpi=110, bbox_inches="tight")
     Image.open(out).convert("RGB").quantize(256).save(out, optimize=True)
 

@@ -49,7 +49,7 @@ def train(args, write_grid):
     step, before = start_state(args, state)
     make_room(args.out)
     sd = load(args.base, args.device, low_memory=args.low_memory or None)
-    if sd.name == "toybox":
+    if sd.name == "toybox":  # where that pays, in half precision: benchmarks/personalization.py
         sd.to(dtype=quick_dtype(sd.device))
     check_words(args, sd)
     print(f"{pictures} pictures; the model is {sd.name} on {sd.device}")
