@@ -110,24 +110,34 @@ IN_TWO = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import torch.distributed as dist
-from test_finetune import build, trained
+from test_finetune import METHODS, build, trained
 
-trained(build(), sys.argv[3], sys.argv[2], steps=3, batch_size=2, accumulate=2)
+for method in METHODS:
+    trained(build(), method, f"{sys.argv[2]}/{method}.pt", steps=3, batch_size=2, accumulate=2)
 assert dist.get_world_size() == 2
 dist.destroy_process_group()
 """
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="gloo on Windows needs a host name that resolves")
-def test_two_processes_are_one_with_twice_the_batch(sd, tmp_path):
-    """For --cpu accelerate starts one process only; for --multi_gpu two, and ACCELERATE_USE_CPU keeps them on CPUs."""
-    method, path = "custom diffusion", tmp_path / "state.pt"
+@pytest.fixture(scope="module")
+def in_two(tmp_path_factory):
+    """A folder with what two processes have trained by each method.
+
+    For --cpu accelerate starts one process only; for --multi_gpu two, and ACCELERATE_USE_CPU keeps them on CPUs.
+    """
+    folder = tmp_path_factory.mktemp("two")
     launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
                 "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]  # fmt: skip
-    done = run(tmp_path, IN_TWO, path, method, launcher=launcher)
+    done = run(folder, IN_TWO, folder, launcher=launcher)
     assert done.returncode == 0, done.stderr
-    two = torch.load(path, weights_only=True)["params"]
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="gloo on Windows needs a host name that resolves")
+@pytest.mark.parametrize("method", METHODS)
+def test_two_processes_are_one_with_twice_the_batch(sd, in_two, method):
+    two = torch.load(in_two / f"{method}.pt", weights_only=True)["params"]
     same_training(sd, method, trained(sd, method, steps=3, batch_size=4), two, 1e-3)
 
 
