@@ -273,7 +273,7 @@ def sample_options(add):
     add("--prompt", action="append", help='what to draw; {} stands for the new words; default "a photo of a {}"')
     add("--count", type=int, default=4, help="pictures of each prompt (default 4); --out x.png is one picture with a "
         "row for each prompt, --out x a folder with labelled files")  # fmt: skip
-    add("--w", type=float, default=7.5, help="guidance: 1 is none, 5 to 8 obeys the prompt (default 7.5)")
+    add("--w", type=float, help="guidance: 1 is none, more obeys the prompt (default 7.5; of the miniature 5)")
     add("--steps", type=int, default=25, help="of the sampler; 25 is good, 50 hardly better (default 25)")
     add("--seed", type=int, default=0, help="the same seed means the same pictures (default 0)")
     add("--low-memory", action="store_true", help="slower, with less memory")

@@ -37,6 +37,7 @@ METHODS = {
     "lora": ("dreambooth", "TOYBOX_LORA", "SD15_LORA", {"rank", "prior", "prior_weight"}),
     "custom-diffusion": ("custom_diffusion", "TOYBOX", "SD15", {"regularisation", "similarity"}),
 }
+TOYBOX_W, SD15_W = 5.0, 7.5  # guidance: of the miniature, what most nouns can be told at, with the least colour lost
 SCENES = ("in the snow", "on the beach", "in the forest", "at night")
 ONLY_SOME = set.union(*(own for *_, own in METHODS.values()))
 
@@ -75,7 +76,7 @@ def train(args, write_grid):
         if args.grid:
             picture = args.out.with_suffix(".png")
             prompts = new_scenes(args, recipe)
-            write_grid(picture, draw(sd, prompts, args.grid, w=7.5, steps=25, seed=args.seed), args.grid)
+            write_grid(picture, draw(sd, prompts, args.grid, w=None, steps=25, seed=args.seed), args.grid)
             print(f"wrote {picture}; its rows: {'; '.join(prompts)}")
     tell_end(args, state, time.perf_counter() - begun)
     return 0
@@ -238,7 +239,7 @@ def loop(args, sd, recipe, state, done, write_grid):
                 if args.sample_every and (step % args.sample_every == 0 or step == steps):
                     path = args.out.with_name(f"{args.out.stem}.step{step:05d}.png")
                     prompts = fill(args.prompts or ["a photo of a {}"], recipe.method, recipe.about)
-                    write_grid(path, draw(sd, prompts, 4, w=7.5, steps=25, seed=args.seed), 4)
+                    write_grid(path, draw(sd, prompts, 4, w=None, steps=25, seed=args.seed), 4)
                 if asked.is_set() and step < steps:
                     return step
         except FloatingPointError as error:
@@ -323,6 +324,7 @@ def new_scenes(args, recipe):
 
 
 def draw(sd, prompts, count, *, w, steps, seed):
-    """`count` pictures for each prompt, from the same noises for all."""
+    """`count` pictures for each prompt, from the same noises for all; w=None is the guidance that suits the model."""
+    w = (TOYBOX_W if sd.name == "toybox" else SD15_W) if w is None else w
     x_T = sd.noise(count, seed=seed).repeat(len(prompts), 1, 1, 1)
     return sd.sample(prompts, w=w, steps=steps, seed=seed, x_T=x_T)
