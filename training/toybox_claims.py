@@ -476,22 +476,27 @@ def main() -> None:
         earlier = json.loads(args.out.read_text())
         if {key: earlier.get(key) for key in setting} == setting:
             result = earlier
-    done = result["experiments"]
-
-    def keep() -> None:
-        result.update(device=device_name(), date=datetime.date.today().isoformat(), torch=torch.__version__)
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
-
+    done, rows = result["experiments"], Rows(record)
     for name, experiment in {"c8": c8, "two_subjects": two_subjects, "compound": compound}.items():
         if name not in done:
             done[name] = experiment(bench)
-            keep()
-    rows = Rows(record)
-    claims = {
-        "C8": done["c8"], "C10": c10(rows), "C11": c11(rows), "C12": c12(rows), "C13": c13(rows), "C14": c14(rows),
-        "C15": c15(rows), "C16": c16(done["two_subjects"]), "C17": c17(done["two_subjects"]),
-        "C18": c18(done["compound"]), "C19": c19(done["two_subjects"]),
-    }  # fmt: skip
+        result.update(claims=judged(done, rows, bench), device=device_name(), date=datetime.date.today().isoformat(),
+                      torch=torch.__version__)  # fmt: skip
+        args.out.write_text(json.dumps(result, indent=1) + "\n")
+    for name, claim in result["claims"].items():
+        print(f"{name}: {claim['verdict'].upper()}: {claim['measured']}")
+
+
+def judged(done: dict, rows: Rows, bench: Bench) -> dict:
+    """The verdicts on the claims whose experiments are done, with what explains them and where they are shown."""
+    claims = {"C10": c10(rows), "C11": c11(rows), "C12": c12(rows), "C13": c13(rows), "C14": c14(rows),
+              "C15": c15(rows)}  # fmt: skip
+    if "c8" in done:
+        claims["C8"] = done["c8"]
+    if "two_subjects" in done:
+        claims |= {name: judge(done["two_subjects"]) for name, judge in {"C16": c16, "C17": c17, "C19": c19}.items()}
+    if "compound" in done:
+        claims["C18"] = c18(done["compound"])
     alike = moved_alike(rows, bench.weights)
     claims["C14"]["values"]["moved_alike"] = alike
     why = WHY | {
@@ -503,12 +508,8 @@ def main() -> None:
     for name, claim in claims.items():
         if (name, claim["verdict"]) in why:
             claim["why"] = why[name, claim["verdict"]]
-    result["claims"] = {
-        name: claim | dict(notebook=PLACES[name][0], section=PLACES[name][1]) for name, claim in claims.items()
-    }
-    keep()
-    for name, claim in claims.items():
-        print(f"{name}: {claim['verdict'].upper()}: {claim['measured']}")
+    return {name: claims[name] | dict(notebook=place, section=section)
+            for name, (place, section) in PLACES.items() if name in claims}  # fmt: skip
 
 
 if __name__ == "__main__":
