@@ -156,6 +156,25 @@ def claims() -> str:
     return table(*rows) + f"\n\n{note}"
 
 
+def plateau() -> str:
+    """Fidelity over a training, at quarters of each method's own number of steps."""
+    run = read("plateau.json")
+    rows = [("method", "before", "1/4", "1/2", "3/4", "its own steps", "half as many again", "later", "plateau")]
+    for method, found in run["methods"].items():
+        cells = [f"{found['fidelity'][0]:.2f}"]
+        cells += [f"{f:.2f} ({s:.0f} s)" for f, s in zip(found["fidelity"][1:], found["seconds"][1:], strict=True)]
+        later = f"{found['later']['mean']:+.3f} ± {found['later']['interval']:.3f}"
+        rows.append((method.replace("_", " "), *cells, later, "reached" if found["plateau"] else "not reached"))
+    threads = f"{run['threads']} thread{'s' * (run['threads'] > 1)}"
+    note = (
+        f"Measured by `training/toybox_plateau.py` on {', '.join(run['curves'])}: fidelity as above, and seconds of "
+        f"training until there with {threads}; {run['images']} samples of each prompt, {run['steps']} DDIM steps, "
+        f"w = {run['w']:g}, seed {run['seed']}, {run['dtype']}, {run['device']}, {run['date']}. Later: what half as "
+        "many steps again bring beyond the method's own, with its 95 % interval over prompts."
+    )
+    return table(*rows) + f"\n\n{note}"
+
+
 def personalization_speed() -> str:
     """Ours beside the plain way, from benchmarks/personalization.py: a table for each base and device measured."""
     return "\n\n".join(_ours_and_plain(path.name) for path in sorted(RESULTS.glob("benchmark_personalization*.json")))
@@ -181,8 +200,8 @@ def _ours_and_plain(name: str) -> str:
     return table(head, *rows) + f"\n\n{note}"
 
 
-PARTS = (notebooks, checkpoints, quality, toybox, methods, claims, speed, personalization_speed)
-LATER = (methods, claims, personalization_speed)  # they get a place in README with their first record
+PARTS = (notebooks, checkpoints, quality, toybox, methods, plateau, claims, speed, personalization_speed)
+LATER = (methods, plateau, claims, personalization_speed)  # they get a place in README with their first record
 
 
 def filled(text: str) -> str:

@@ -15,6 +15,7 @@ REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO / "training"))
 
 import toybox_claims  # noqa: E402
+import toybox_plateau  # noqa: E402
 
 KEYS = ("fidelity", "drift", "spread", "diversity", "others")
 LEVELS = {  # fidelity, drift, spread, diversity, others of an invented world in which all claims hold
@@ -132,3 +133,20 @@ def test_every_claim_has_its_cell_in_the_notebook_that_the_record_names():
         assert section in headings, f"{name}: {notebook} has no section {section!r}"
         code = "".join(c.source for c in cells if c.cell_type == "code" and "claims.verdict" in c.source)
         assert f'"{name}"' in code, f"{name}: no cell of {notebook} prints its verdict"
+
+
+@pytest.mark.parametrize(("last", "reached"), [(0.5, True), (0.52, True), (0.6, False)])
+def test_a_plateau_is_where_more_steps_bring_nothing_beyond_the_interval(last, reached):
+    generator = torch.Generator().manual_seed(0)
+    levels = (0.1, 0.3, 0.4, 0.45, 0.5, last)
+
+    def rows():
+        noise = 0.1 * torch.randn(len(levels), 20, generator=generator)
+        return [
+            dict(step=k, seconds=float(k), fidelity=(level + n).tolist())
+            for k, (level, n) in enumerate(zip(levels, noise, strict=True))
+        ]
+
+    found = toybox_plateau.summary({"mochi": {"lora": rows()}, "tilly": {"lora": rows()}})
+    assert list(found) == ["lora"] and found["lora"]["plateau"] == reached and found["lora"]["later"]["count"] == 40
+    assert found["lora"]["fidelity"][0] == pytest.approx(0.1, abs=0.05)
