@@ -159,12 +159,12 @@ def claims() -> str:
 def plateau() -> str:
     """Fidelity over a training, at quarters of each method's own number of steps."""
     run = read("plateau.json")
-    rows = [("method", "before", "1/4", "1/2", "3/4", "its own steps", "half as many again", "later", "plateau")]
+    rows = [("method", "before", "1/4", "1/2", "3/4", "its own steps", "half as many again", "later", "still rising?")]
     for method, found in run["methods"].items():
         cells = [f"{found['fidelity'][0]:.2f}"]
         cells += [f"{f:.2f} ({s:.0f} s)" for f, s in zip(found["fidelity"][1:], found["seconds"][1:], strict=True)]
         later = f"{found['later']['mean']:+.3f} ± {found['later']['interval']:.3f}"
-        rows.append((method.replace("_", " "), *cells, later, "reached" if found["plateau"] else "not reached"))
+        rows.append((method.replace("_", " "), *cells, later, "not to tell" if found["plateau"] else "yes"))
     threads = f"{run['threads']} thread{'s' * (run['threads'] > 1)}"
     note = (
         f"Measured by `training/toybox_plateau.py` on {', '.join(run['curves'])}: fidelity as above, and seconds of "
