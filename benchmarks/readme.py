@@ -156,6 +156,13 @@ def claims() -> str:
     return table(*rows) + f"\n\n{note}"
 
 
+def rising(later: dict) -> str:
+    """What a difference with its interval says of more steps."""
+    if abs(later["mean"]) <= later["interval"]:
+        return "not to tell"
+    return "yes" if later["mean"] > 0 else "no, it falls"
+
+
 def plateau() -> str:
     """Fidelity over a training, at quarters of each method's own number of steps."""
     run = read("plateau.json")
@@ -164,7 +171,7 @@ def plateau() -> str:
         cells = [f"{found['fidelity'][0]:.2f}"]
         cells += [f"{f:.2f} ({s:.0f} s)" for f, s in zip(found["fidelity"][1:], found["seconds"][1:], strict=True)]
         later = f"{found['later']['mean']:+.3f} ± {found['later']['interval']:.3f}"
-        rows.append((method.replace("_", " "), *cells, later, "not to tell" if found["plateau"] else "yes"))
+        rows.append((method.replace("_", " "), *cells, later, rising(found["later"])))
     threads = f"{run['threads']} thread{'s' * (run['threads'] > 1)}"
     note = (
         f"Measured by `training/toybox_plateau.py` on {', '.join(run['curves'])}: fidelity as above, and seconds of "
