@@ -156,26 +156,18 @@ def claims() -> str:
     return table(*rows) + f"\n\n{note}"
 
 
-def rising(later: dict) -> str:
-    """What a difference with its interval says of more steps."""
-    if abs(later["mean"]) <= later["interval"]:
-        return "not to tell"
-    return "yes" if later["mean"] > 0 else "no, it falls"
-
-
 def plateau() -> str:
     """Fidelity over a training, at quarters of each method's own number of steps."""
     run = read("plateau.json")
-    rows = [("method", "before", "1/4", "1/2", "3/4", "its own steps", "half as many again", "later", "still rising?")]
+    rows = [("method", "before", "1/4", "1/2", "3/4", "its own steps", "half as many again", "later", "it still rises")]
     for method, found in run["methods"].items():
         cells = [f"{found['fidelity'][0]:.2f}"]
         cells += [f"{f:.2f} ({s:.0f} s)" for f, s in zip(found["fidelity"][1:], found["seconds"][1:], strict=True)]
         later = f"{found['later']['mean']:+.3f} ± {found['later']['interval']:.3f}"
-        rows.append((method.replace("_", " "), *cells, later, rising(found["later"])))
-    threads = f"{run['threads']} thread{'s' * (run['threads'] > 1)}"
+        rows.append((method.replace("_", " "), *cells, later, found["rises"]))
     note = (
-        f"Measured by `training/toybox_plateau.py` on {', '.join(run['curves'])}: fidelity as above, and seconds of "
-        f"training until there with {threads}; {run['images']} samples of each prompt, {run['steps']} DDIM steps, "
+        f"Measured by `training/toybox_plateau.py --threads {run['threads']}` on {', '.join(run['curves'])}: fidelity "
+        f"as above, and seconds of training until there; {run['images']} samples of each prompt, {run['steps']} steps, "
         f"w = {run['w']:g}, seed {run['seed']}, {run['dtype']}, {run['device']}, {run['date']}. Later: what half as "
         "many steps again bring beyond the method's own, with its 95 % interval over prompts."
     )

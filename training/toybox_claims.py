@@ -18,11 +18,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from toybox_personalize import PRIOR, SUBJECTS, Bench, kind_of, setting_of
+from toybox_personalize import PRIOR, SUBJECTS, Bench, keep, kind_of, pixels, record_of, setting_of
 
 from course_lib import judge as judging
 from course_lib.data import toybox_subjects
-from course_lib.data.toybox import Spec, render
+from course_lib.data.toybox import Spec
 from course_lib.data.toybox_captions import corpus
 from course_lib.data.toybox_scenes import SCENES
 from course_lib.metrics import interval
@@ -32,7 +32,7 @@ from course_lib.personalization.finetune import Recipe, Term, finetune
 from course_lib.personalization.merge import caption_features, merge_concepts, word_features
 from course_lib.personalization.regularisation import toybox_regularisation
 from course_lib.personalization.saving import Concept, applied, concept_of, only_tokens
-from course_lib.settings import REPOSITORY, RESULTS, device_name
+from course_lib.settings import REPOSITORY, RESULTS
 
 PAIR = ("mochi", "tilly")  # a cat and a teapot, learnt together
 TOKENS = ("<v1>", "<v2>")
@@ -242,10 +242,7 @@ class TwoSubjects:
         self.bench = bench
         self.subjects = [toybox_subjects.SUBJECTS[name] for name in PAIR]
         self.nouns = [subject.noun for subject in self.subjects]
-        self.references = [
-            bench.individual(pixels([subject.spec(replace(spec)) for spec in toybox_subjects.references(name)]))
-            for name, subject in zip(PAIR, self.subjects, strict=True)
-        ]
+        self.references = [bench.references(name) for name in PAIR]
 
     def prompts(self, first: str, second: str) -> list[str]:
         return [f"a photo of a {first} next to a {second} {scene}" for scene in SCENES]
@@ -276,10 +273,6 @@ class TwoSubjects:
         nouns = (((left == one) & (right == two)) | ((left == two) & (right == one))).float()
         values = dict(fidelity=best.mean(0), worse=best.amin(0), nouns=nouns)
         return {key: value.view(-1, each).mean(1) for key, value in values.items()}
-
-
-def pixels(specs: list[Spec]) -> Tensor:
-    return torch.stack([torch.from_numpy(render(spec)) for spec in specs]).permute(0, 3, 1, 2) / 127.5 - 1
 
 
 def two_subjects(bench: Bench) -> dict:
@@ -404,7 +397,7 @@ def c19(found: dict) -> dict:
 def compound(bench: Bench) -> dict:
     """Teach mochi as "<v> castle cat", with and without regularisation, and look at "a photo of a castle"."""
     sd, rows = bench.sd, {}
-    references = bench.individual(pixels(toybox_subjects.references("mochi")))
+    references = bench.references("mochi")
     before = bench.class_samples(COMPOUND)
 
     def look(x: Tensor) -> dict:
@@ -471,18 +464,15 @@ def main() -> None:
     setting = setting_of(args, bench)
     if {key: record.get(key) for key in setting} != setting:
         raise SystemExit(f"--rows: {args.rows} was measured on other weights; run training/toybox_personalize.py first")
-    result = dict(setting, made_by="training/toybox_claims.py", experiments={}, claims={})
-    if args.out.is_file() and not args.fresh:
-        earlier = json.loads(args.out.read_text())
-        if {key: earlier.get(key) for key in setting} == setting:
-            result = earlier
+    result = record_of(args.out, setting | dict(made_by="training/toybox_claims.py"), "experiments", "claims")
+    if args.fresh:
+        result["experiments"] = {}
     done, rows = result["experiments"], Rows(record)
     for name, experiment in {"c8": c8, "two_subjects": two_subjects, "compound": compound}.items():
         if name not in done:
             done[name] = experiment(bench)
-        result.update(claims=judged(done, rows, bench), device=device_name(), date=datetime.date.today().isoformat(),
-                      torch=torch.__version__)  # fmt: skip
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
+        result["claims"] = judged(done, rows, bench)
+        keep(args.out, result)
     for name, claim in result["claims"].items():
         print(f"{name}: {claim['verdict'].upper()}: {claim['measured']}")
 

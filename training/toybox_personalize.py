@@ -23,7 +23,7 @@ import argparse
 import datetime
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +36,7 @@ from transformers import CLIPModel
 from course_lib import judge as judging
 from course_lib import settings
 from course_lib.data import toybox_subjects
-from course_lib.data.toybox import render
+from course_lib.data.toybox import Spec, render
 from course_lib.diffusion.checkpoint import sha256
 from course_lib.latent import stable_diffusion
 from course_lib.latent.stable_diffusion import StableDiffusion
@@ -80,6 +80,11 @@ METHODS: dict[str, tuple[Callable[[StableDiffusion, Path, str], Recipe] | None, 
 }
 
 
+def pixels(specs: list[Spec]) -> Tensor:
+    """What the renderer draws: (N, 3, 64, 64) in [-1, 1]."""
+    return torch.stack([torch.from_numpy(render(spec)) for spec in specs]).permute(0, 3, 1, 2) / 127.5 - 1
+
+
 def kind_of(name: str) -> str:
     """Of which kind of layer a weight of the UNet is."""
     return "cross-attention" if ".attn2." in name else "self-attention" if ".attn1." in name else "rest"
@@ -89,6 +94,8 @@ class Bench:
     """The base model, those who score it, and what they saw of the base model."""
 
     def __init__(self, args: argparse.Namespace):
+        if getattr(args, "threads", None):
+            torch.set_num_threads(args.threads)
         self.args = args
         self.sd = stable_diffusion.load(args.model, dtype=settings.quick_dtype(settings.device()))
         self.weights = {name: param.detach().clone() for name, param in self.sd.unet.named_parameters()}
@@ -118,6 +125,10 @@ class Bench:
         features = judging.answers(self.judge, x)[1].view(-1, self.args.images, self.judge.identity.in_features)
         return torch.stack([torch.pdist(rows).mean() for rows in features])
 
+    def references(self, name: str) -> Tensor:
+        """The judge's individual vectors of a subject's five reference views: (5, D)."""
+        return self.individual(pixels(toybox_subjects.references(name)))
+
     def class_samples(self, noun: str) -> Tensor:
         return self.draw([f"a photo of a {noun}"] * 8, seed=7)
 
@@ -126,8 +137,7 @@ class Bench:
         count, noun = self.args.images, subject.noun
         templates, fields = zip(*toybox_subjects.prompts(subject.name), strict=True)
         specs = [subject.spec(seed=0, **f) for f in fields]
-        pixels = lambda specs: torch.stack([torch.from_numpy(render(s)) for s in specs]).permute(0, 3, 1, 2) / 127.5 - 1  # noqa: E731
-        references = self.individual(pixels(toybox_subjects.references(subject.name)))
+        references = self.references(subject.name)
         truth = self.individual(pixels(specs)).repeat_interleave(count, dim=0)
         x = self.draw([template.format(name) for template in templates], seed=3)
         self.args.samples.mkdir(parents=True, exist_ok=True)
@@ -204,6 +214,33 @@ def setting_of(args: argparse.Namespace, bench: Bench) -> dict:
     return dict(images=args.images, steps=args.steps, w=args.w, seed=0, dtype=dtype, weights=weights)
 
 
+def record_of(path: Path, setting: dict, *tables: str) -> dict:
+    """What `path` holds, by an earlier run or by one beside this one; of another setting, or none: empty tables."""
+    earlier = json.loads(path.read_text()) if path.is_file() else {}
+    same = all(earlier.get(key) == value for key, value in setting.items())
+    return earlier if same else setting | {table: {} for table in tables}
+
+
+def keep(path: Path, record: dict) -> None:
+    record.update(device=device_name(), date=datetime.date.today().isoformat(), torch=torch.__version__)
+    path.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def measure_missing(args: argparse.Namespace, setting: dict, table: str, row: Callable) -> Iterator[tuple]:
+    """Measure row(subject, method) where the record's table has none; yields names and row once they are kept."""
+    for name in args.subjects:
+        for method in args.methods:
+            if method in record_of(args.out, setting, table)[table].get(name, {}):
+                continue
+            measured = row(toybox_subjects.SUBJECTS[name], method)
+            record = record_of(args.out, setting, table)
+            rows = record[table]
+            rows.setdefault(name, {})[method] = measured
+            record[table] = {one: rows[one] for one in toybox_subjects.SUBJECTS if one in rows}
+            keep(args.out, record)
+            yield name, method, measured
+
+
 def sheet(args: argparse.Namespace, out: Path) -> None:
     """All subjects in all new scenes, by the methods of ON_SHEET and by the renderer, if the samples are all there."""
     tiles, labels = [], []
@@ -225,40 +262,29 @@ def sheet(args: argparse.Namespace, out: Path) -> None:
     Image.open(out).convert("RGB").quantize(256).save(out, optimize=True)
 
 
+def arguments(parser: argparse.ArgumentParser, out: str, images: int) -> argparse.ArgumentParser:
+    """The options of a measurement of methods on subjects."""
+    add = parser.add_argument
+    add("--model", default="toybox", help="as in load(); its name chooses the methods' settings")
+    add("--out", type=Path, default=RESULTS / out)
+    add("--images", type=int, default=images, help="samples of each prompt")
+    add("--steps", type=int, default=12, help="DDIM steps")
+    add("--w", type=float, default=5.0, help="guidance")
+    add("--threads", type=int, help="CPU threads (default: all)")
+    return parser
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="toybox", help="as in load(); its name chooses the methods' settings")
-    parser.add_argument("--out", type=Path, default=RESULTS / "personalization.json")
+    arguments(parser, "personalization.json", images=4)
     parser.add_argument("--subjects", nargs="+", default=list(SUBJECTS), choices=list(toybox_subjects.SUBJECTS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
-    parser.add_argument("--images", type=int, default=4, help="samples of each prompt")
-    parser.add_argument("--steps", type=int, default=12, help="DDIM steps")
-    parser.add_argument("--w", type=float, default=5.0, help="guidance")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
     parser.add_argument("--samples", type=Path, default=Path("runs/personalize"), help="where first samples are kept")
     args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
     bench = Bench(args)
-    setting = setting_of(args, bench)
-
-    def read() -> dict:
-        """What is in the file, if it was measured in this setting: by an earlier run, or by one beside this one."""
-        earlier = json.loads(args.out.read_text()) if args.out.is_file() else {}
-        same = {key: earlier.get(key) for key in setting} == setting
-        return earlier if same else dict(setting, made_by="training/toybox_personalize.py", rows={})
-
-    for name in args.subjects:
-        for method in args.methods:
-            if method in read()["rows"].get(name, {}):
-                continue
-            row = bench.row(toybox_subjects.SUBJECTS[name], method)
-            result = read()
-            result["rows"].setdefault(name, {})[method] = row
-            result["rows"] = {one: result["rows"][one] for one in toybox_subjects.SUBJECTS if one in result["rows"]}
-            result.update(device=device_name(), date=datetime.date.today().isoformat(), torch=torch.__version__)
-            args.out.write_text(json.dumps(result, indent=1) + "\n")
-            print(name, method, {k: v for k, v in row.items() if isinstance(v, (int, float))}, flush=True)
+    setting = setting_of(args, bench) | dict(made_by="training/toybox_personalize.py")
+    for name, method, row in measure_missing(args, setting, "rows", bench.row):
+        print(name, method, {k: v for k, v in row.items() if isinstance(v, (int, float))}, flush=True)
     sheet(args, args.out.with_name("personalization_samples.png"))
 
 

@@ -9,24 +9,30 @@ alone, so what is seen at step n is what a training of n steps gives.
     fidelity    as in training/toybox_personalize.py, one number a prompt
     seconds     of training until there, without drawing
     later       fidelity at the last step - at the method's own steps, with its 95 % interval over prompts
-The plateau is reached if later is not above 0 beyond its interval.
+    rises       "holds" if later is above 0 beyond its interval, "does not hold" if below it, else "cannot tell"
 """
 
 import argparse
-import datetime
-import json
 import time
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 
 import torch
-from toybox_personalize import METHODS, SUBJECTS, Bench, setting_of
+from toybox_claims import difference, told
+from toybox_personalize import (
+    METHODS,
+    SUBJECTS,
+    Bench,
+    arguments,
+    keep,
+    measure_missing,
+    record_of,
+    setting_of,
+)
 
 from course_lib.data import toybox_subjects
-from course_lib.data.toybox import render
-from course_lib.metrics import interval
 from course_lib.personalization.finetune import finetune
-from course_lib.settings import REPOSITORY, RESULTS, device_name
+from course_lib.settings import REPOSITORY
 
 CURVES = ("textual_inversion", "dreambooth", "lora", "custom_diffusion")
 QUARTERS = (0, 1, 2, 3, 4, 6)  # of the method's own steps
@@ -36,9 +42,7 @@ def curve(bench: Bench, subject: toybox_subjects.Subject, method: str) -> list[d
     """Rows of step, seconds and fidelity, before the first step and at each of QUARTERS."""
     make, name = METHODS[method]
     prompts = [template.format(name.format(noun=subject.noun)) for template, _ in toybox_subjects.prompts(subject.name)]
-    views = [torch.from_numpy(render(spec)) for spec in toybox_subjects.references(subject.name)]
-    references = bench.individual(torch.stack(views).permute(0, 3, 1, 2) / 127.5 - 1)
-    rows = []
+    references, rows = bench.references(subject.name), []
 
     def look(step: int, seconds: float) -> None:
         likeness = (bench.individual(bench.draw(prompts, seed=3)) @ references.T).mean(1)
@@ -67,52 +71,31 @@ def summary(curves: dict[str, dict[str, list]]) -> dict:
         if not rows:
             continue
         at = lambda k: torch.cat([torch.tensor(row[k]["fidelity"]) for row in rows])  # noqa: E731, B023
-        later = at(len(QUARTERS) - 1) - at(QUARTERS.index(4))
-        mean, half = round(later.mean().item(), 4), round(interval(later), 4)
+        later = difference(at(len(QUARTERS) - 1) - at(QUARTERS.index(4)))
         found[method] = dict(
             steps=[row["step"] for row in rows[0]],
             seconds=[round(sum(row[k]["seconds"] for row in rows) / len(rows), 1) for k in range(len(QUARTERS))],
             fidelity=[round(at(k).mean().item(), 3) for k in range(len(QUARTERS))],
-            later=dict(mean=mean, interval=half, count=len(later)), plateau=mean <= half,
+            later=later, rises=told(later), plateau=told(later) != "holds",
         )  # fmt: skip
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="toybox", help="as in load(); its name chooses the methods' settings")
-    parser.add_argument("--out", type=Path, default=RESULTS / "plateau.json")
+    arguments(parser, "plateau.json", images=2)
     parser.add_argument("--subjects", nargs="+", default=["mochi"], choices=SUBJECTS)
     parser.add_argument("--methods", nargs="+", default=list(CURVES), choices=CURVES)
-    parser.add_argument("--images", type=int, default=2, help="samples of each prompt")
-    parser.add_argument("--steps", type=int, default=12, help="DDIM steps")
-    parser.add_argument("--w", type=float, default=5.0, help="guidance")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
     args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
     bench = Bench(args)
-    setting = setting_of(args, bench)
-
-    def read() -> dict:
-        """What was measured in this setting, by an earlier run or by one beside this one."""
-        earlier = json.loads(args.out.read_text()) if args.out.is_file() else {}
-        same = {key: earlier.get(key) for key in setting} == setting
-        return earlier if same else dict(setting, made_by="training/toybox_plateau.py", curves={})
-
-    for name in args.subjects:
-        for method in args.methods:
-            if method in read()["curves"].get(name, {}):
-                continue
-            rows = curve(bench, toybox_subjects.SUBJECTS[name], method)
-            result = read()
-            result["curves"].setdefault(name, {})[method] = rows
-            result["curves"] = {one: result["curves"][one] for one in SUBJECTS if one in result["curves"]}
-            result.update(methods=summary(result["curves"]), threads=torch.get_num_threads(), device=device_name(),
-                          date=datetime.date.today().isoformat(), torch=torch.__version__)  # fmt: skip
-            args.out.write_text(json.dumps(result, indent=1) + "\n")
-            means = [round(sum(row["fidelity"]) / len(row["fidelity"]), 3) for row in rows]
-            print(name, method, dict(zip([row["step"] for row in rows], means, strict=True)), flush=True)
+    setting = setting_of(args, bench) | dict(made_by="training/toybox_plateau.py")
+    for name, method, _ in measure_missing(args, setting, "curves", partial(curve, bench)):
+        print(name, method, flush=True)
+    record = record_of(args.out, setting, "curves")
+    record.update(methods=summary(record["curves"]), threads=torch.get_num_threads())
+    keep(args.out, record)
+    for method, found in record["methods"].items():
+        print(method, dict(zip(found["steps"], found["fidelity"], strict=True)), found["later"])
 
 
 if __name__ == "__main__":
