@@ -242,7 +242,7 @@ class TwoSubjects:
         self.bench = bench
         self.subjects = [toybox_subjects.SUBJECTS[name] for name in PAIR]
         self.nouns = [subject.noun for subject in self.subjects]
-        self.references = [bench.references(name) for name in PAIR]
+        self.references = [bench.individual(pixels(toybox_subjects.references(name))) for name in PAIR]
 
     def prompts(self, first: str, second: str) -> list[str]:
         return [f"a photo of a {first} next to a {second} {scene}" for scene in SCENES]
