@@ -12,7 +12,6 @@ import argparse
 import json
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -110,24 +109,23 @@ def main() -> None:
     if args.start_from:
         clip = CLIPModel.from_pretrained(args.start_from, dtype=torch.float32)
     run = Run(args, clip, accelerator)
-    data = toybox_sets.pairs(args.images)
+    device = accelerator.device
+    images, captioned = torch.from_numpy(toybox_sets.pair_images(args.images)).to(device), run.captioned(tokenizer)
     test = toybox_sets.pairs(256, split="test")
+    prompts = [toybox_captions.describe(spec) for spec in test.specs]
+    test_ids = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
 
-    def inputs(images, captions: list[str]) -> tuple[Tensor, Tensor]:
-        x = torch.as_tensor(images).permute(0, 3, 1, 2).float() / 127.5 - 1
-        ids = tokenizer(captions, padding="longest", truncation=True, return_tensors="pt").input_ids
-        return x.to(accelerator.device), ids.to(accelerator.device)
-
-    held_out = inputs(test.images, [toybox_captions.describe(spec) for spec in test.specs])
+    def pixels(images: Tensor) -> Tensor:
+        return images.permute(0, 3, 1, 2).float() / 127.5 - 1
 
     def batch_loss(generator: torch.Generator) -> Tensor:
-        rows = torch.randint(len(data.specs), (args.batch_size,), generator=generator).tolist()
-        words = np.random.default_rng(rows)
-        x, ids = inputs(data.images[rows], [toybox_captions.caption(data.specs[row], words) for row in rows])
-        return contrastive_loss(*features(run.net, x, ids), run.net.logit_scale.exp().clamp(max=100))
+        rows, ids = next(captioned)
+        return contrastive_loss(
+            *features(run.net, pixels(images[rows]), ids), run.net.logit_scale.exp().clamp(max=100)
+        )
 
     def on_save(step: int) -> dict:
-        caption_of, picture_of = retrieval(run.ema.model, *held_out)
+        caption_of, picture_of = retrieval(run.ema.model, pixels(torch.from_numpy(test.images).to(device)), test_ids)
         return dict(caption_of_picture=caption_of, picture_of_caption=picture_of)
 
     run.train(batch_loss, on_save)

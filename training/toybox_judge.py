@@ -10,6 +10,7 @@ It can be stopped at any time (Ctrl-C, kill -9): the same command goes on from t
 
 import argparse
 import datetime
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,7 +59,8 @@ def views(count: int, path: Path) -> Tensor:
     """(count, 2, 64, 64, 3) uint8 views of random individuals, drawn once and kept in a file."""
     if path.is_file():
         return torch.load(path, weights_only=True)
-    drawn = torch.from_numpy(np.stack([two_views(k) for k in tqdm(range(count), desc="views")]))
+    with ProcessPoolExecutor() as pool:
+        drawn = torch.from_numpy(np.stack(list(tqdm(pool.map(two_views, range(count), chunksize=50), desc="views"))))
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(drawn, path)
     return drawn
@@ -71,10 +73,11 @@ def shaken(images: Tensor, generator: torch.Generator) -> Tensor:
     """
     x = images.permute(0, 3, 1, 2).float() / 127.5 - 1
     soft = F.interpolate(F.avg_pool2d(x, 2), scale_factor=2, mode="bilinear")
-    blurred = torch.rand(len(x), 1, 1, 1, generator=generator) < 0.33
+    blurred = torch.rand(len(x), 1, 1, 1, generator=generator, device=x.device) < 0.33
     x = torch.where(blurred, 0.3 * x + 0.7 * soft, x)
-    noise = 0.15 * torch.rand(len(x), 1, 1, 1, generator=generator)
-    return x + noise * torch.randn(x.shape, generator=generator)
+    noise = 0.15 * torch.rand(len(x), 1, 1, 1, generator=generator, device=x.device)
+    x = x + noise * torch.randn(x.shape, generator=generator, device=x.device)
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def main() -> None:
@@ -83,25 +86,27 @@ def main() -> None:
     parser.set_defaults(images=20_000)
     parser.add_argument("--individuals", type=int, default=4000)
     args = parser.parse_args()
+    individuals = views(args.individuals, args.out / f"views-{args.individuals}.pt")
     accelerator = Accelerator(mixed_precision=args.precision, cpu=on_cpu())
     torch.manual_seed(args.seed)
     judge = checkpoint.load(args.start_from, model_class=Judge).requires_grad_(True) if args.start_from else Judge()
     run = Run(args, judge, accelerator)
     device = accelerator.device
-    data = toybox_sets.pairs(args.images, split="judge")
-    images, said = torch.from_numpy(data.images), labels(data.specs)
-    individuals = views(args.individuals, args.out / f"views-{args.individuals}.pt")
+    individuals = individuals.to(device)
+    images = torch.from_numpy(toybox_sets.pair_images(args.images, split="judge")).to(device)
+    said = labels([toybox_sets.pair_spec(k, split="judge")[0] for k in range(args.images)])
+    said = {name: value.to(device) for name, value in said.items()}
     test = toybox_sets.pairs(1000, split="test")
 
     def batch_loss(generator: torch.Generator) -> Tensor:
-        rows = torch.randint(len(images), (args.batch_size,), generator=generator)
-        logits = run.net(shaken(images[rows], generator).to(device, memory_format=torch.channels_last))
-        loss = F.binary_cross_entropy_with_logits(logits["presence"], said["presence"][rows].to(device)) * 5
+        draws = torch.Generator(device).manual_seed(generator.initial_seed())
+        rows = torch.randint(len(images), (args.batch_size,), generator=draws, device=device)
+        logits = run.net(shaken(images[rows], draws))
+        loss = F.binary_cross_entropy_with_logits(logits["presence"], said["presence"][rows]) * 5
         for name in ATTRIBUTES:
-            target = said[name][rows].to(device)
-            loss = loss + F.cross_entropy(logits[name], target, ignore_index=UNSAID)
-        who = torch.randint(len(individuals) - 200, (args.batch_size // 3,), generator=generator)
-        x = shaken(individuals[who].flatten(0, 1), generator).to(device, memory_format=torch.channels_last)
+            loss = loss + F.cross_entropy(logits[name], said[name][rows], ignore_index=UNSAID)
+        who = torch.randint(len(individuals) - 200, (args.batch_size // 3,), generator=draws, device=device)
+        x = shaken(individuals[who].flatten(0, 1), draws)
         a, b = run.net.individual(x).unflatten(0, (-1, 2)).unbind(1)
         return loss + F.cross_entropy(a @ b.T / 0.1, torch.arange(len(a), device=device))
 
@@ -110,7 +115,7 @@ def main() -> None:
         logits, _ = answers(judge, test.images)
         right = {name: round(row.float().mean().item(), 4) for name, row in correct(logits, test.specs).items()}
         with torch.no_grad():  # of 200 individuals that were held out: does a view find its partner?
-            x = individuals[-200:].flatten(0, 1).permute(0, 3, 1, 2).float().to(device) / 127.5 - 1
+            x = individuals[-200:].flatten(0, 1).permute(0, 3, 1, 2).float() / 127.5 - 1
             a, b = judge.individual(x).unflatten(0, (-1, 2)).unbind(1)
         found = ((a @ b.T).argmax(1) == torch.arange(200, device=device)).float().mean().item()
         return dict(right, partner_among_200=round(found, 4))

@@ -11,7 +11,7 @@ import datetime
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
+from course_lib.data import toybox_captions, toybox_sets
 from course_lib.diffusion.checkpoint import sha256
 from course_lib.diffusion.train import EMA
 from course_lib.settings import device_name
@@ -34,11 +36,15 @@ def common_arguments(parser: argparse.ArgumentParser, out: str, batch_size: int,
     add("--minutes", type=float, default=60, help="stop after this long (default 60)")
     add("--steps", type=int, default=steps, help="all steps; the learning rate falls over the last --cooldown of them")
     add("--cooldown", type=float, default=0.3, help="share of the steps over which the learning rate falls to 0")
+    add("--by-clock", action="store_true", help="the learning rate falls towards --minutes, not towards --steps: for a "
+        "machine of unknown speed (a killed run still goes on, but no longer bit for bit)")  # fmt: skip
     add("--batch-size", type=int, default=batch_size, help="per step and process")
     add("--lr", type=float, default=lr)
     add("--ema", type=float, default=0.998)
     add("--images", type=int, default=40_000, help="how many pictures are drawn and used")
     add("--precision", choices=["no", "bf16", "fp16"], default="no")
+    add("--compile", action="store_true", help="torch.compile the model: pays on a GPU")
+    add("--workers", type=int, default=0, help="processes that write captions ahead of the steps: pays on a GPU")
     add("--threads", type=int, help="CPU threads (default: all)")
     add("--save-every", type=float, default=4, help="minutes between saves")
     add("--seed", type=int, default=0)
@@ -63,6 +69,8 @@ class Run:
             self.net.parameters(), lr=args.lr, weight_decay=0.0, betas=(0.9, 0.99), fused=fused
         )
         self.model, self.optimizer = accelerator.prepare(self.net, optimizer)
+        if args.compile:
+            self.model = torch.compile(self.model)
         self.step, self.minutes, self.state = 0, 0.0, args.out / "state.pt"
         self.started_from = None
         if args.start_from:
@@ -78,12 +86,23 @@ class Run:
 
     def learning_rate(self, step: int) -> float:
         """Rises over 100 steps, stays, and falls in a straight line to 0 at the end."""
-        falling = max(1.0, self.args.cooldown * self.args.steps)
-        return self.args.lr * min(1.0, step / 100, max(0.0, self.args.steps - step) / falling)
+        left = max(0.0, 1 - step / self.args.steps)
+        if self.args.by_clock:
+            left = min(left, max(0.0, 1 - self.minutes / self.args.minutes))
+        return self.args.lr * min(1.0, step / 100, left / max(self.args.cooldown, 1 / self.args.steps))
 
     def generator(self, step: int) -> torch.Generator:
-        key = np.random.SeedSequence([self.args.seed, self.accelerator.process_index, step]).generate_state(1)[0]
-        return torch.Generator().manual_seed(int(key))
+        return generator_of(self.args.seed, self.accelerator.process_index, step)
+
+    def captioned(self, tokenizer, drop: float = 0.0) -> Iterator[list[Tensor]]:
+        """For each step to come: rows (B,) of the training pictures and token ids (B, L) of a new caption of each."""
+        workers, device = self.args.workers, self.accelerator.device
+        steps = Captioned(self.args, self.accelerator.process_index, tokenizer, drop)
+        loader = DataLoader(
+            steps, batch_size=None, sampler=range(self.step + 1, self.args.steps + 1), num_workers=workers,
+            prefetch_factor=8 if workers else None, pin_memory=device.type == "cuda",
+        )  # fmt: skip
+        return ([part.to(device, non_blocking=True) for part in parts] for parts in loader)
 
     def train(self, batch_loss: Callable[[torch.Generator], Tensor], on_save: Callable[[int], dict] | None = None):
         """Step until the steps or the minutes are over. batch_loss: generator -> loss; on_save: step -> measures."""
@@ -154,6 +173,30 @@ class Run:
             rows = self.log.read_text().splitlines(keepends=True)
             self.log.write_text("".join(row for row in rows if json.loads(row)["step"] <= self.step))
         print(f"{self.state}: going on from step {self.step:,} ({self.minutes:.0f} minutes so far)", flush=True)
+
+
+def generator_of(seed: int, process: int, step: int) -> torch.Generator:
+    key = np.random.SeedSequence([seed, process, step]).generate_state(1)[0]
+    return torch.Generator().manual_seed(int(key))
+
+
+class Captioned(Dataset):
+    """Which pictures a step has, and what is said of them. Item k depends on seed, process and k alone.
+
+    A picture gets a new caption each time it is seen; a share `drop` of the captions is left empty.
+    """
+
+    def __init__(self, args: argparse.Namespace, process: int, tokenizer, drop: float):
+        self.args, self.process, self.tokenizer, self.drop = args, process, tokenizer, drop
+
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
+        generator = generator_of(self.args.seed, self.process, step)
+        rows = torch.randint(self.args.images, (self.args.batch_size,), generator=generator)
+        dropped = (torch.rand(len(rows), generator=generator) < self.drop).tolist()
+        words = np.random.default_rng(rows.tolist())
+        captions = [toybox_captions.caption(toybox_sets.pair_spec(row)[0], words) for row in rows.tolist()]
+        captions = ["" if drop else caption for drop, caption in zip(dropped, captions, strict=True)]
+        return rows, self.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
 
 
 def ship(model: nn.Module, folder: Path, run: Run, **about) -> None:

@@ -6,6 +6,7 @@
 Needs the autoencoder and the text encoder in --parts. The network is diffusers' UNet2DConditionModel with Stable
 Diffusion 1's layer names and noise schedule; it predicts v, as Stable Diffusion 2's does. The loss is notebook 01's.
 Latents are encoded once and kept in a file; a picture gets a new caption each time it is seen.
+On a GPU, add --compile --workers 8 --precision bf16 and a larger batch.
 It can be stopped at any time (Ctrl-C, kill -9): the same command goes on from the last save.
 """
 
@@ -14,7 +15,6 @@ import hashlib
 import os
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -25,7 +25,7 @@ from toybox_run import Run, common_arguments, ship
 from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from course_lib.data import toybox_captions, toybox_sets
+from course_lib.data import toybox_sets
 from course_lib.diffusion import guidance, samplers, schedule
 from course_lib.diffusion.ddpm import simple_loss
 from course_lib.plots import montage
@@ -86,8 +86,8 @@ def cached_latents(vae: AutoencoderKL, images, path: Path) -> Tensor:
         if len(latents) >= len(images):
             return latents[: len(images)]
     parts = []
-    for k in tqdm(range(0, len(images), 64), desc="encode", unit="batch"):
-        x = torch.as_tensor(images[k : k + 64]).permute(0, 3, 1, 2).float().to(vae.device) / 127.5 - 1
+    for k in tqdm(range(0, len(images), 200), desc="encode", unit="batch"):
+        x = torch.as_tensor(images[k : k + 200]).to(vae.device).permute(0, 3, 1, 2).float() / 127.5 - 1
         parts.append((vae.encode(x).latent_dist.mean * vae.config.scaling_factor).half().cpu())
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(torch.cat(parts), path.with_suffix(".tmp"))
@@ -123,14 +123,14 @@ def draw(unet, vae, text_encoder, tokenizer, noise_schedule, path: Path, w: floa
     picture.resize((picture.width * 2, picture.height * 2), Image.Resampling.NEAREST).save(path)
 
 
-def write_pipeline(folder: Path) -> None:
-    """model_index.json and the scheduler's settings, so that stock diffusers opens the folder."""
+def write_pipeline(folder: Path, parts: Path) -> None:
+    """model_index.json and the scheduler's settings: with `parts` in it, stock diffusers opens the folder."""
     scheduler = DDIMScheduler(
         beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, timestep_spacing="trailing",
         clip_sample=False, set_alpha_to_one=True, steps_offset=1, prediction_type="v_prediction",
     )  # fmt: skip
     scheduler.save_pretrained(folder / "scheduler")
-    vae, text_encoder, tokenizer = load_parts(folder, torch.device("cpu"))
+    vae, text_encoder, tokenizer = load_parts(parts, torch.device("cpu"))
     pipe = StableDiffusionPipeline(
         vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler,
         unet=UNet2DConditionModel.from_pretrained(folder / "unet"), safety_checker=None, feature_extractor=None,
@@ -163,25 +163,23 @@ def main() -> None:
         # torch's fused attention is slow backwards on a CPU at these sizes
         unet.set_attn_processor(AttnProcessor())
     run = Run(args, unet, accelerator)
-    data = toybox_sets.pairs(args.images)
     with accelerator.main_process_first():
         encoder = vae.state_dict().items()  # the decoder may be trained further: the latents stay valid
         weights = b"".join(v.cpu().numpy().tobytes() for name, v in encoder if name.startswith(("encoder", "quant")))
         key = hashlib.sha256(weights).hexdigest()[:12]
-        latents = cached_latents(vae, data.images, args.out / f"latents-{key}.pt").to(accelerator.device)
-    data.images = None  # only the latents are needed from here on
+        images = toybox_sets.pair_images(args.images)
+        latents = cached_latents(vae, images, args.out / f"latents-{key}.pt").to(accelerator.device)
+        del images  # only the latents are needed from here on
+    captioned = run.captioned(tokenizer, drop=0.1)
     noise_schedule = schedule.scaled_linear(spacing="trailing")
 
     def batch_loss(generator: torch.Generator) -> Tensor:
-        rows = torch.randint(len(latents), (args.batch_size,), generator=generator)
-        words = np.random.default_rng(rows.tolist())
-        captions = [toybox_captions.caption(data.specs[row], words) for row in rows.tolist()]
-        dropped = torch.rand(len(rows), generator=generator).tolist()
-        captions = ["" if p < 0.1 else caption for p, caption in zip(dropped, captions, strict=True)]
-        features = text_features(captions, text_encoder, tokenizer)
+        rows, ids = next(captioned)
+        with torch.no_grad():
+            features = text_encoder(ids).last_hidden_state
         model = EpsModel(run.model, noise_schedule)
-        z0 = latents[rows.to(latents.device)].float()
-        draws = torch.Generator(device=z0.device).manual_seed(torch.randint(2**31, (), generator=generator).item())
+        z0 = latents[rows].float()
+        draws = torch.Generator(device=z0.device).manual_seed(generator.initial_seed())
         return simple_loss(lambda zt, t: model(zt, t, features), z0, noise_schedule, draws, weighting="v")
 
     def on_save(step: int) -> dict:
@@ -192,7 +190,7 @@ def main() -> None:
     run.train(batch_loss, on_save)
     if args.ship and accelerator.is_main_process:
         ship(run.ema.model, args.ship / "unet", run, made_by="training/toybox_unet.py", predicts="v")
-        write_pipeline(args.ship)
+        write_pipeline(args.ship, args.parts)
 
 
 if __name__ == "__main__":

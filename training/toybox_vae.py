@@ -114,9 +114,9 @@ def linear_encoder(vae: AutoencoderKL, x: Tensor, std: float = 0.08) -> None:
 
 def loss_of(vae: AutoencoderKL, x: Tensor, generator: torch.Generator) -> Tensor:
     """The error of pictures decoded from a draw of their posterior."""
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):  # the set encoder counts on exact numbers
         posterior = vae.encode(x).latent_dist
-    z = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator).to(x.device)
+    z = posterior.sample(generator)
     return reconstruction_error(vae.decode(z).sample, x)
 
 
@@ -133,22 +133,23 @@ def look(vae: AutoencoderKL, x: Tensor, path: Path) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     common_arguments(parser, out="runs/toybox_vae", batch_size=16, lr=1.5e-3, steps=20_000)
-    parser.add_argument("--latent-channels", type=int, default=8, help="more: sharper pictures, harder to generate")
+    parser.add_argument("--latent-channels", type=int, default=12, help="more: sharper pictures, harder to generate")
     args = parser.parse_args()
     accelerator = Accelerator(mixed_precision=args.precision, cpu=on_cpu())
     torch.manual_seed(args.seed)
-    images = toybox_sets.pairs(args.images).images
+    images = torch.from_numpy(toybox_sets.pair_images(args.images)).to(accelerator.device)
     vae = AutoencoderKL(**CONFIG, latent_channels=args.latent_channels)
     if args.start_from:
         vae = AutoencoderKL.from_pretrained(args.start_from, torch_dtype=torch.float32)
-    linear_encoder(vae, pixels(images[:4096]))
+    linear_encoder(vae, pixels(images[:4096]).cpu())
     run = Run(args, vae, accelerator)
     run.freeze(vae.encoder, vae.quant_conv)
-    held_out = pixels(toybox_sets.pairs(256, split="test").images).to(accelerator.device)
+    held_out = pixels(toybox_sets.pair_images(256, split="test")).to(accelerator.device)
 
     def batch_loss(generator: torch.Generator) -> Tensor:
-        rows = torch.randint(len(images), (args.batch_size,), generator=generator)
-        return loss_of(run.model, pixels(images[rows.numpy()]).to(accelerator.device), generator)
+        draws = torch.Generator(accelerator.device).manual_seed(generator.initial_seed())
+        rows = torch.randint(len(images), (args.batch_size,), generator=draws, device=accelerator.device)
+        return loss_of(run.net, pixels(images[rows]), draws)
 
     def on_save(step: int) -> dict:
         return dict(psnr=round(look(run.ema.model, held_out, args.out / f"samples_{step:06d}.png"), 2))
@@ -157,7 +158,7 @@ def main() -> None:
     if args.ship and accelerator.is_main_process:
         vae = run.ema.model
         with torch.no_grad():
-            z = torch.cat([vae.encode(pixels(images[k : k + 64])).latent_dist.mean for k in range(0, 2048, 64)])
+            z = torch.cat([vae.encode(pixels(part)).latent_dist.mean for part in images[:2048].split(64)])
         vae.register_to_config(scaling_factor=round(1 / z.std().item(), 5))
         ship(vae, args.ship, run, made_by="training/toybox_vae.py")
 

@@ -73,6 +73,15 @@ def pairs(count: int, split: str = "train", seed: int = 0, size: int = 64, cache
     Returns: Pairs.
     Raises: ValueError for an unknown split, or a number that is out of range.
     """
+    images = pair_images(count, split, seed, size, cache_dir, workers)
+    specs, captions = zip(*[pair_spec(k, split, seed) for k in range(count)], strict=True)
+    return Pairs(images, list(captions), list(specs))
+
+
+def pair_images(
+    count: int, split: str = "train", seed: int = 0, size: int = 64, cache_dir=None, workers=None
+) -> np.ndarray:
+    """The pictures of `pairs` alone, (count, size, size, 3) uint8; `pair_spec` says what number k shows."""
     if split not in SPLITS:
         raise ValueError(f"split should be one of {', '.join(SPLITS)}, but split={split!r} came")
     limits = {"count": (count, 1), "seed": (seed, 0), "size": (size, 16)}
@@ -80,12 +89,10 @@ def pairs(count: int, split: str = "train", seed: int = 0, size: int = 64, cache
         check_count(argument, value, least)
     jobs = [(seed, split, k, min(CHUNK, count - k), size) for k in range(0, count, CHUNK)]
     name = f"toybox-v{RENDERER_VERSION}-{split}-seed{seed}-size{size}-{count}.npz"
-    images = _cached(
+    return _cached(
         _home(cache_dir) / name, {"images": (count, size, size, 3)},
         lambda: {"images": np.concatenate(_run(_render_pairs, jobs, workers, count))},
     )["images"]  # fmt: skip
-    specs, captions = zip(*[pair_spec(k, split, seed) for k in range(count)], strict=True)
-    return Pairs(images, list(captions), list(specs))
 
 
 # ---- the data set of ten classes ----
