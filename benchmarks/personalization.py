@@ -2,7 +2,8 @@
 
     python benchmarks/personalization.py                       # toybox on the CPU: a step, then end to end
     python benchmarks/personalization.py --only step --methods lora --rounds 5
-    python benchmarks/personalization.py --base sd15-random --device cuda --train-steps 100
+    python benchmarks/personalization.py --base sd15-random --device cuda --only step --graph
+    python benchmarks/personalization.py --base sd15-random --device cuda --only memory   # DreamBooth under a cap
     python benchmarks/personalization.py --plain dreambooth --out plain.safetensors    # one plain training, no timing
 
 The plain way is what the usual training scripts do: in each step they open, resize and encode the pictures, send every
@@ -19,6 +20,7 @@ in its published configuration with random weights; while steps are timed, both 
 import argparse
 import contextlib
 import datetime
+import gc
 import json
 import os
 import platform
@@ -28,7 +30,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -47,6 +51,7 @@ from course_lib.latent.stable_diffusion import StableDiffusion, load
 from course_lib.personalization import custom_diffusion, dreambooth, textual_inversion
 from course_lib.personalization.concept import OBJECT, encode, open_images, picture_size, to_tensor
 from course_lib.personalization.finetune import Recipe, Settings, finetune
+from course_lib.personalization.memory import GIB, device_memory, memory_plan
 from course_lib.personalization.regularisation import SEARCHED
 from course_lib.personalization.saving import load_concept
 from course_lib.settings import RESULTS, device_name, quick_dtype
@@ -68,7 +73,12 @@ FOREVER = 10**9
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="the JSON; with --plain the file of the trained tensors")
-    parser.add_argument("--only", choices=["step", "end"], help="time of a step, or end to end (default: both)")
+    parser.add_argument("--only", choices=["step", "end", "memory"], help="time of a step, end to end (default: both), "
+                        "or the whole UNet's training under a cap of GPU memory")  # fmt: skip
+    parser.add_argument("--cap", type=float, nargs="+", default=[14.5], help="GiB of --only memory (default 14.5)")
+    parser.add_argument("--graph", action="store_true", help="steps also with finetune's CUDA graph")
+    parser.add_argument("--minutes", type=float, default=FOREVER, help="after these no other method is begun")
+    parser.add_argument("--keep-going", action="store_true", help="note what fails in the JSON and go on")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--base", default="toybox", help="toybox, sd15-random, or what the course's command takes")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or mps (default cpu)")
@@ -103,7 +113,7 @@ def base_model(args: argparse.Namespace, dtype: torch.dtype) -> StableDiffusion:
     if args.base != "sd15-random":
         return load(args.base, args.device, dtype)
     full_size = runpy.run_path(str(REPO / "benchmarks" / "sd15_random.py"))
-    sd, small = full_size["build"](args.seed), full_size["tokenizer"]()
+    sd, small = full_size["build"](args.seed, args.device), full_size["tokenizer"]()
     count = full_size["TEXT_ENCODER"]["vocab_size"]
     words = small.get_vocab() | {f"unused{k}</w>": k for k in range(len(small), count)}
     merges = json.loads(small.backend_tokenizer.to_str())["model"]["merges"]
@@ -331,23 +341,32 @@ def train_plain(args: argparse.Namespace) -> None:
 # ---- the time of a step ----
 
 
-def prepared(device: torch.device, make: Callable) -> tuple[Callable, float | None]:
-    """What `make` gives after two steps, and the GPU memory that these took beside the weights, in GiB."""
+def prepared(device: torch.device, make: Callable) -> tuple[Callable, float | None, list[float]]:
+    """What `make` gives after two steps, the GPU memory that these took beside the weights (GiB), and their losses."""
     cuda = device.type == "cuda"
     held = torch.cuda.memory_allocated() if cuda else 0
     if cuda:
         torch.cuda.reset_peak_memory_stats()
     advance = make()
-    for _ in range(2):
-        advance()
+    losses = [round(float(advance()), 6) for _ in range(2)]
     synchronize(device)
-    return advance, round((torch.cuda.max_memory_allocated() - held) / 2**30, 3) if cuda else None
+    return advance, round((torch.cuda.max_memory_allocated() - held) / GIB, 3) if cuda else None, losses
 
 
-def step_rows(args: argparse.Namespace, method: str) -> list[dict]:
+def prepared_graph(ours: StableDiffusion, made: Recipe, undo: contextlib.ExitStack, needs: float) -> tuple:
+    """Our training with a CUDA graph, `prepared`; raises where there is none. needs: GiB of a step without."""
+    free = (device_memory(ours.device) - torch.cuda.memory_allocated()) / GIB
+    if free < 2.2 * needs:  # the graph keeps a step's memory, and the other variants need theirs beside it
+        raise RuntimeError(f"not tried: {free:.1f} GiB are free, about {2.2 * needs:.1f} are needed")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="no CUDA graph")
+        training = undo.enter_context(contextlib.closing(finetune(ours, made, graph=True)))
+        return prepared(ours.device, lambda: lambda: next(training)[1])
+
+
+def step_rows(args: argparse.Namespace, method: str) -> Iterator[dict]:
     """Both variants on a model of their own, for each batch size."""
     ours, theirs = base_model(args, quick_dtype(torch.device(args.device))), base_model(args, plain_dtype(args))
-    rows = []
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as undo:
         others, few = [], 2 if args.quick else 8  # what the pictures show does not matter here
         if method == "dreambooth":
@@ -358,20 +377,85 @@ def step_rows(args: argparse.Namespace, method: str) -> list[dict]:
         made = undo.enter_context(recipe(ours, method, settings, others))
         plain = Plain(theirs, method, settings, others)
         for size in args.batch_sizes:
+            row = dict(what=f"{METHODS[method][0]}: a step, batch {size}", method=method, batch_size=size)
             made.settings = replace(settings, batch_size=size)
-            training = undo.enter_context(contextlib.closing(finetune(ours, made)))
-            memory = {}
-            advance, memory["course_lib"] = prepared(ours.device, lambda t=training: lambda: next(t))
-            plain.begin(made.settings)
-            _, memory["plain way"] = prepared(ours.device, lambda: plain)
-            times = take_turns(args, {"course_lib": advance, "plain way": plain}, ours.device)
-            rows.append(dict(what=f"{METHODS[method][0]}: a step, batch {size}", method=method, batch_size=size)
-                        | compared(times, "ms", 1000 / args.steps))  # fmt: skip
-            if ours.device.type == "cuda":
-                rows[-1]["gpu_gib"] = memory
-            tell(rows[-1])
-            training.close()
-    return rows
+            first = {name: param.detach().clone() for name, param in made.params.items()} if args.graph else {}
+            with contextlib.ExitStack() as loops:
+                training = loops.enter_context(contextlib.closing(finetune(ours, made)))
+                plain.begin(made.settings)
+                seen = {"course_lib": prepared(ours.device, lambda t=training: lambda: next(t)[1]),
+                        "plain way": prepared(ours.device, lambda: plain)}  # fmt: skip
+                if args.graph:
+                    for name, value in first.items():  # so that its first losses have to be the same
+                        made.params[name].data.copy_(value)
+                    try:
+                        seen["CUDA graph"] = prepared_graph(ours, made, loops, seen["course_lib"][1] or 0)
+                    except Exception as error:  # the others are still worth their row
+                        row["no_graph"] = f"{type(error).__name__}: {error}"[:500]
+                    release()
+                    for advance, *_ in seen.values():
+                        advance()
+                times = take_turns(args, {name: advance for name, (advance, *_) in seen.items()}, ours.device)
+                row |= compared(times, "ms", 1000 / args.steps)
+                row["losses"] = {name: losses for name, (*_, losses) in seen.items()}
+                if ours.device.type == "cuda":
+                    row["gpu_gib"] = {name: gib for name, (_, gib, _) in seen.items()}
+            del seen, training
+            tell(row)
+            yield row
+
+
+def release() -> None:
+    """Give back GPU memory that nothing holds any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+# ---- under a cap ----
+
+
+def capped_rows(args: argparse.Namespace) -> Iterator[dict]:
+    """DreamBooth of the whole UNet under each cap, with what our memory plan switches on, and at last without a cap."""
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(args.cap[0] * GIB / total)  # before anything is there
+    sd = base_model(args, quick_dtype(torch.device(args.device)))
+    with tempfile.TemporaryDirectory() as folder:
+        others = draw_prior(sd, Path(folder), 2, args.seed, steps=2)
+        with recipe(sd, "dreambooth", own_settings(args, "dreambooth"), others) as made:
+            own = replace(made.settings, steps=FOREVER)
+            for cap in [*args.cap, None]:
+                torch.cuda.set_per_process_memory_fraction(min(1.0, cap * GIB / total) if cap else 1.0)
+                made.settings, plan = own, "no cap, nothing switched on"
+                if cap:
+                    made.settings, plan = memory_plan(sd, made, int(cap * GIB))
+                release()
+                torch.cuda.reset_peak_memory_stats()
+                try:
+                    row = capped_row(args, sd, made)
+                except Exception as error:
+                    if not args.keep_going:
+                        raise
+                    row = {"error": f"{type(error).__name__}: {error}"[:500]}
+                row |= {"what": f"DreamBooth under {cap or total / GIB:.4g} GiB: a step", "plan": plan, "cap_gib": cap,
+                        "peak_reserved_gib": round(torch.cuda.max_memory_reserved() / GIB, 3),
+                        "peak_allocated_gib": round(torch.cuda.max_memory_allocated() / GIB, 3)}  # fmt: skip
+                for param in made.params.values():
+                    param.grad = None  # of a step that did not come to its end
+                print(row, flush=True)
+                yield row
+
+
+def capped_row(args: argparse.Namespace, sd: StableDiffusion, made: Recipe) -> dict:
+    """The time of our step, what the whole process holds on the GPU, and which settings were used."""
+    with contextlib.closing(finetune(sd, made)) as training:
+        advance, _, losses = prepared(sd.device, lambda: lambda: next(training)[1])
+        times = take_turns(args, {"course_lib": advance}, sd.device)["course_lib"]
+        free, total = torch.cuda.mem_get_info()
+    return {"ms": {"course_lib": round(1000 / args.steps * statistics.median(times), 2)}, "losses": losses,
+            "whole_process_gib": round((total - free) / GIB, 3), "batch_size": made.settings.batch_size,
+            "gradient_checkpointing": made.settings.gradient_checkpointing, "optimizer": made.settings.optimizer,
+            "pictures": made.settings.batch_size * len(made.terms)}  # fmt: skip
 
 
 def take_turns(args: argparse.Namespace, variants: dict[str, Callable], device: torch.device) -> dict[str, list]:
@@ -389,10 +473,12 @@ def take_turns(args: argparse.Namespace, variants: dict[str, Callable], device: 
 
 def compared(times: dict[str, list], unit: str, scale: float) -> dict:
     """The plain way's time by ours: the median over rounds, and where the middle half of the rounds lies."""
-    ratios = sorted(b / a for a, b in zip(times["course_lib"], times["plain way"], strict=True))
-    quarter = len(ratios) // 4
+    by = {name: sorted(b / a for a, b in zip(times[name], times["plain way"], strict=True)) for name in times}
+    ratios, quarter = by["course_lib"], len(by["course_lib"]) // 4
+    graph = {"graph_ratio": round(statistics.median(by["CUDA graph"]), 3)} if "CUDA graph" in by else {}
     return {"ratio": round(statistics.median(ratios), 3),
             "middle_half": [round(ratios[quarter], 3), round(ratios[-1 - quarter], 3)], "rounds": len(ratios),
+            **graph,
             unit: {name: round(scale * statistics.median(values), 2) for name, values in times.items()}}  # fmt: skip
 
 
@@ -400,8 +486,10 @@ def tell(row: dict) -> None:
     times = row.get("ms") or row["seconds"]
     unit = "ms" if "ms" in row else "s"
     verdicts = ", ".join(f"{key} {'reached' if ok else 'missed'}" for key, ok in row.get("targets", {}).items())
+    graph = f", CUDA graph {times['CUDA graph']} {unit}" if "CUDA graph" in times else ""
+    graph += f", {row['no_graph']}" if "no_graph" in row else ""
     print(f"{row['ratio']:7.2f} x  {row['what']}: {times['course_lib']} {unit}, plain {times['plain way']} {unit}"
-          f"  {verdicts}", flush=True)  # fmt: skip
+          f"{graph}  {verdicts}", flush=True)  # fmt: skip
 
 
 # ---- end to end ----
@@ -495,7 +583,7 @@ def check_same(path: Path, shapes: dict) -> None:
         )
 
 
-def end_rows(args: argparse.Namespace) -> list[dict]:
+def end_rows(args: argparse.Namespace) -> Iterator[dict]:
     with tempfile.TemporaryDirectory() as folder:
         base = args.base
         if base == "sd15-random":  # both open it as files
@@ -505,7 +593,8 @@ def end_rows(args: argparse.Namespace) -> list[dict]:
             watched(args, plain_command_of(args, "textual-inversion", base, Path(folder) / "first.safetensors",
                                            asdict(own_settings(args, "textual-inversion")) | {"steps": 1}),
                     Path(folder))  # fmt: skip
-        return [end_row(args, method, base, Path(folder)) for method in args.methods]
+        for method in args.methods:
+            yield end_row(args, method, base, Path(folder))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -514,12 +603,7 @@ def main(argv: list[str] | None = None) -> None:
         torch.set_num_threads(args.threads)
     if args.plain:
         return train_plain(args)
-    start, rows = time.time(), []
-    if args.only != "end":
-        for method in args.methods:
-            rows += step_rows(args, method)
-    if args.only != "step":
-        rows += end_rows(args)
+    start, rows, errors = time.time(), [], []
     usual = args.base == "toybox" and args.device == "cpu"
     name = "benchmark_personalization" + ("" if usual else f"_{Path(args.base).name}_{args.device}")
     args.out = args.out or RESULTS / f"{name}.json"
@@ -532,11 +616,37 @@ def main(argv: list[str] | None = None) -> None:
         system=platform.system(), step_dtype={"course_lib": str(quick_dtype(torch.device(args.device))),
                                               "plain way": str(plain_dtype(args))},
         settings={key: getattr(args, key) for key in keys},
-        minutes=round((time.time() - start) / 60, 1), rows=rows,
+        minutes=0.0, rows=rows,
     )  # fmt: skip
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(f"{result['minutes']} minutes on {result['device']}; written to {args.out}")
+    tasks = [("memory", lambda: capped_rows(args))] if args.only == "memory" else []
+    if args.only in (None, "step"):
+        tasks += [(method, lambda m=method: step_rows(args, m)) for method in args.methods]
+    if args.only in (None, "end"):
+        tasks.append(("end", lambda: end_rows(args)))
+    for name, task in tasks:
+        if time.time() - start > 60 * args.minutes:
+            errors.append(f"{name}: not begun, the minutes are over")
+            continue
+        try:
+            for row in task():  # written at once: a kill loses no row
+                rows.append(row)
+                write(args.out, result, start, errors)
+        except Exception as error:
+            if not args.keep_going:
+                raise
+            errors.append(f"{name}: {type(error).__name__}: {error}"[:1000])
+            traceback.print_exc()
+        release()
+    write(args.out, result, start, errors)
+    print(f"{result['minutes']} minutes on {result['device']}; written to {args.out}", flush=True)
+    if errors:
+        raise SystemExit(f"failed: {errors}")
+
+
+def write(out: Path, result: dict, start: float, errors: list[str]) -> None:
+    result["minutes"] = round((time.time() - start) / 60, 1)
+    out.write_text(json.dumps(result | ({"errors": errors} if errors else {}), indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -64,9 +64,9 @@ def networks(text_encoder: dict = TEXT_ENCODER, unet: dict = UNET, vae: dict = V
     }
 
 
-def build(seed: int = 0, **configs: dict) -> StableDiffusion:
-    """A StableDiffusion of `networks`; the seed does not touch the global random numbers."""
-    with torch.random.fork_rng(devices=[]):
+def build(seed: int = 0, device: str = "cpu", **configs: dict) -> StableDiffusion:
+    """A StableDiffusion of `networks`; the seed does not touch the CPU's global random numbers."""
+    with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(seed)
         parts = networks(**configs)
     length = parts["text_encoder"].config.max_position_embeddings

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CHECKPOINTS = REPOSITORY / "data" / "checkpoints"
@@ -64,6 +65,11 @@ def autocast(on: torch.device) -> torch.autocast:
     """`with autocast(device): ...` runs the heavy layers in half precision, where that pays."""
     dtype = quick_dtype(on)
     return torch.autocast(on.type, dtype, enabled=dtype != torch.float32)
+
+
+def send(x: Tensor, to: torch.device) -> Tensor:
+    """Copy from the CPU to a device. A GPU does not wait for it, nor Python for the GPU: that needs pinned memory."""
+    return x.pin_memory().to(to, non_blocking=True) if to.type == "cuda" and not x.is_cuda else x.to(to)
 
 
 def device_name() -> str:

@@ -87,6 +87,23 @@ def test_quick_steps_give_finite_ratios_and_a_table(tmp_path, monkeypatch):
     assert "| LoRA: a step, batch 1 |" in readme.personalization_speed()
 
 
+def test_rows_are_on_disk_before_another_method_fails(tmp_path, monkeypatch):
+    out, options = tmp_path / "steps.json", ["--quick", "--only", "step", "--methods", "lora", "dreambooth"]
+    monkeypatch.setattr(bench, "draw_prior", lambda *args, **options: 1 / 0)  # which LoRA does not need
+    with pytest.raises(ZeroDivisionError):
+        bench.main([*options, "--out", str(out)])
+    assert [row["method"] for row in json.loads(out.read_text())["rows"]] == ["lora"]
+    with pytest.raises(SystemExit, match="dreambooth"):
+        bench.main([*options, "--out", str(out), "--keep-going", "--graph"])
+    result = json.loads(out.read_text())
+    (row,) = result["rows"]
+    assert "ZeroDivisionError" in result["errors"][0] and row["graph_ratio"] > 0
+    assert row["losses"]["CUDA graph"] == row["losses"]["course_lib"], "both begin with the same weights"
+    assert row["losses"]["plain way"] == pytest.approx(row["losses"]["course_lib"], rel=0.02)
+    with pytest.raises(SystemExit, match="not begun"):
+        bench.main([*options, "--out", str(out), "--minutes", "-1"])
+
+
 def test_end_to_end_both_save_the_same_tensors(tmp_path, monkeypatch):
     commands = []
 

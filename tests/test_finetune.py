@@ -350,3 +350,84 @@ def test_a_term_counts_by_its_weight(sd):
         close(denoising_loss(sd, once, features), denoising_loss(sd, twice, features))
         recipe.terms = [Term(recipe.terms[0].examples, 0.25)]
         assert draw_step(sd, recipe, 2, 1)[0]["weight"] == 0.25
+
+
+# ---- CUDA graphs ----
+
+
+def record(module, sample, **options):
+    """`torch.cuda.make_graphed_callables` on a CPU: arguments, result and gradients lie at one place each for good."""
+    places, params = (
+        [one.detach().clone().requires_grad_(one.requires_grad) for one in sample],
+        list(module.parameters()),
+    )
+    learn = [one for one in (*places, *params) if one.requires_grad]
+    grads = [torch.zeros_like(one) for one in learn]
+
+    class Replay(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *args):
+            with torch.enable_grad():
+                for place, arg in zip(places, args, strict=False):
+                    assert place.shape == arg.shape and place.dtype == arg.dtype
+                    place.data.copy_(arg)
+                Replay.output = module(*places)
+            return Replay.output.detach()
+
+        @staticmethod
+        def backward(ctx, grad):
+            for place, new in zip(
+                grads, torch.autograd.grad(Replay.output, learn, grad, allow_unused=True), strict=True
+            ):
+                place.copy_(torch.zeros_like(place) if new is None else new)
+            back = iter(grads)
+            return tuple(next(back).detach() if one.requires_grad else None for one in (*places, *params))
+
+    return lambda *args: Replay.apply(*args, *params)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_graph_trains_what_the_loop_trains_without(sd, method, monkeypatch):
+    with METHODS[method](sd, steps=3) as recipe:
+        expected = train(recipe, sd)
+    calls = []
+    monkeypatch.setattr(finetune, "GRAPHS", ("cpu",))
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", lambda *a, **o: calls.append(1) or record(*a, **o))
+    with METHODS[method](sd, steps=3) as recipe:
+        got = train(recipe, sd, graph=True)
+    assert calls == [1]
+    for name in expected:
+        close(got[name], expected[name], **exact)
+
+
+def test_without_a_graph_the_loop_goes_on_as_ever(sd, monkeypatch):
+    with booth(sd, rank=2) as recipe:
+        expected = train(recipe, sd)
+
+    def fails(*args, **options):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", fails)
+    with booth(sd, rank=2) as recipe:
+        got = train(recipe, sd, graph=True)  # a CPU records nothing: not even tried
+    monkeypatch.setattr(finetune, "GRAPHS", ("cpu",))
+    with booth(sd, rank=2) as recipe, pytest.warns(UserWarning, match="no CUDA graph.*not permitted"):
+        again = train(recipe, sd, graph=True)
+    for name in expected:
+        close(got[name], expected[name], **exact)
+        close(again[name], expected[name], **exact)
+    for options in ({"accumulate": 2}, {"gradient_checkpointing": True}):  # neither goes with a graph
+        with booth(sd, rank=2, **options) as recipe:
+            train(recipe, sd, graph=True)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("method", METHODS)
+def test_on_cuda_a_graph_trains_the_same(method):
+    sd = build().to("cuda", torch.bfloat16)
+    with METHODS[method](sd, steps=3, lr=1e-4) as recipe:
+        expected = train(recipe, sd)
+    with METHODS[method](sd, steps=3, lr=1e-4) as recipe:
+        got = train(recipe, sd, graph=True)
+    for name in expected:
+        close(got[name], expected[name], rtol=0, atol=1e-4)

@@ -24,6 +24,7 @@ from torch import Tensor
 from course_lib import settings
 from course_lib.diffusion import samplers
 from course_lib.latent.stable_diffusion import StableDiffusion
+from course_lib.settings import send
 
 OBJECT = (
     "a photo of a {}", "a picture of a {}", "a close-up of a {}", "a {}", "an image of a {}", "a bright photo of a {}",
@@ -64,9 +65,9 @@ class Examples:
         which = torch.rand(count, generator=generator).tolist()
         said = [self.prompts[row] for row in rows.tolist()]
         prompts = [choices[int(share * len(choices))] for share, choices in zip(which, said, strict=True)]
-        mean, std = self.mean[rows.to(self.mean.device)], self.std[rows.to(self.std.device)]
-        noise = torch.randn(mean.shape, generator=generator).to(mean.device)
-        mask = torch.ones_like(mean[:, :1]) if self.mask is None else self.mask[rows.to(self.mask.device)]
+        mean, std = self.mean[send(rows, self.mean.device)], self.std[send(rows, self.std.device)]
+        noise = send(torch.randn(mean.shape, generator=generator), mean.device)
+        mask = torch.ones_like(mean[:, :1]) if self.mask is None else self.mask[send(rows, self.mask.device)]
         return mean + std * noise, prompts, mask
 
 
