@@ -6,7 +6,7 @@
 # First every stage makes a few steps while all cores draw: a mistake shows at once, and the compiled UNet lies ready.
 # Then the text encoder and the autoencoder's decoder learn beside each other; the UNet has the rest, the judge beside it.
 set -euo pipefail
-export COURSE_CACHE="${COURSE_CACHE:-/dev/shm/course}" TOKENIZERS_PARALLELISM=false PYTHONPATH=".:${PYTHONPATH:-}"
+export COURSE_CACHE="${COURSE_CACHE:-/tmp/course}" TOKENIZERS_PARALLELISM=false PYTHONPATH=".:${PYTHONPATH:-}"
 out="${1:-runs/gpu}" all="${SECONDS_IN_ALL:-550}" python="${PYTHON:-python3}"
 pictures="${PICTURES:-300000}" judged="${JUDGED:-100000}" individuals="${INDIVIDUALS:-12000}"
 small="${SMALL:-0.75}" judge_minutes="${JUDGE_MINUTES:-1.6}" # minutes of each of the two small parts, and of the judge
