@@ -205,6 +205,9 @@ def ship(model: nn.Module, folder: Path, run: Run, **about) -> None:
         old.unlink()
     half = copy.deepcopy(model).half()
     half.save_pretrained(folder, max_shard_size="15MB", safe_serialization=True)
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("_name_or_path", None)  # where the weights came from: a path of this machine
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     args, rows = run.args, []
     with contextlib.suppress(FileNotFoundError):
         rows = [json.loads(line) for line in run.log.read_text().splitlines()]
