@@ -2,7 +2,7 @@
 
     python benchmarks/personalization.py                       # toybox on the CPU: a step, then end to end
     python benchmarks/personalization.py --only step --methods lora --rounds 5
-    python benchmarks/personalization.py --base sd15-random --device cuda --only step --graph
+    python benchmarks/personalization.py --base sd15-random --device cuda --only step
     python benchmarks/personalization.py --base sd15-random --device cuda --only memory   # DreamBooth under a cap
     python benchmarks/personalization.py --plain dreambooth --out plain.safetensors    # one plain training, no timing
 
@@ -12,7 +12,8 @@ prompt through the text encoder, train the whole embedding matrix and put the ot
 draws, the batches, the passes through the UNet and the tensors that come out are the same. Only our side also keeps a
 state on disk from which a training can be resumed.
 
-Writes data/results/benchmark_personalization.json (for another base or device: with their names). A ratio is the
+Writes data/results/benchmark_personalization.json (for another base or device: with their names; for --only memory:
+benchmark_memory_...). A ratio is the
 plain way's time by ours, the median over rounds: 2 means that we are twice as fast. sd15-random is Stable Diffusion 1.5
 in its published configuration with random weights; while steps are timed, both ways' models are in memory at once.
 """
@@ -31,7 +32,6 @@ import sys
 import tempfile
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -51,7 +51,7 @@ from course_lib.latent.stable_diffusion import StableDiffusion, load
 from course_lib.personalization import custom_diffusion, dreambooth, textual_inversion
 from course_lib.personalization.concept import OBJECT, encode, open_images, picture_size, to_tensor
 from course_lib.personalization.finetune import Recipe, Settings, finetune
-from course_lib.personalization.memory import GIB, device_memory, memory_plan
+from course_lib.personalization.memory import GIB, memory_plan
 from course_lib.personalization.regularisation import SEARCHED
 from course_lib.personalization.saving import load_concept
 from course_lib.settings import RESULTS, device_name, quick_dtype
@@ -76,7 +76,6 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--only", choices=["step", "end", "memory"], help="time of a step, end to end (default: both), "
                         "or the whole UNet's training under a cap of GPU memory")  # fmt: skip
     parser.add_argument("--cap", type=float, nargs="+", default=[14.5], help="GiB of --only memory (default 14.5)")
-    parser.add_argument("--graph", action="store_true", help="steps also with finetune's CUDA graph")
     parser.add_argument("--minutes", type=float, default=FOREVER, help="after these no other method is begun")
     parser.add_argument("--keep-going", action="store_true", help="note what fails in the JSON and go on")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
@@ -353,17 +352,6 @@ def prepared(device: torch.device, make: Callable) -> tuple[Callable, float | No
     return advance, round((torch.cuda.max_memory_allocated() - held) / GIB, 3) if cuda else None, losses
 
 
-def prepared_graph(ours: StableDiffusion, made: Recipe, undo: contextlib.ExitStack, needs: float) -> tuple:
-    """Our training with a CUDA graph, `prepared`; raises where there is none. needs: GiB of a step without."""
-    free = (device_memory(ours.device) - torch.cuda.memory_allocated()) / GIB
-    if free < 2.2 * needs:  # the graph keeps a step's memory, and the other variants need theirs beside it
-        raise RuntimeError(f"not tried: {free:.1f} GiB are free, about {2.2 * needs:.1f} are needed")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="no CUDA graph")
-        training = undo.enter_context(contextlib.closing(finetune(ours, made, graph=True)))
-        return prepared(ours.device, lambda: lambda: next(training)[1])
-
-
 def step_rows(args: argparse.Namespace, method: str) -> Iterator[dict]:
     """Both variants on a model of their own, for each batch size."""
     ours, theirs = base_model(args, quick_dtype(torch.device(args.device))), base_model(args, plain_dtype(args))
@@ -379,28 +367,15 @@ def step_rows(args: argparse.Namespace, method: str) -> Iterator[dict]:
         for size in args.batch_sizes:
             row = dict(what=f"{METHODS[method][0]}: a step, batch {size}", method=method, batch_size=size)
             made.settings = replace(settings, batch_size=size)
-            first = {name: param.detach().clone() for name, param in made.params.items()} if args.graph else {}
-            with contextlib.ExitStack() as loops:
-                training = loops.enter_context(contextlib.closing(finetune(ours, made)))
+            with contextlib.closing(finetune(ours, made)) as training:
                 plain.begin(made.settings)
                 seen = {"course_lib": prepared(ours.device, lambda t=training: lambda: next(t)[1]),
                         "plain way": prepared(ours.device, lambda: plain)}  # fmt: skip
-                if args.graph:
-                    for name, value in first.items():  # so that its first losses have to be the same
-                        made.params[name].data.copy_(value)
-                    try:
-                        seen["CUDA graph"] = prepared_graph(ours, made, loops, seen["course_lib"][1] or 0)
-                    except Exception as error:  # the others are still worth their row
-                        row["no_graph"] = f"{type(error).__name__}: {error}"[:500]
-                    release()
-                    for advance, *_ in seen.values():
-                        advance()
                 times = take_turns(args, {name: advance for name, (advance, *_) in seen.items()}, ours.device)
                 row |= compared(times, "ms", 1000 / args.steps)
                 row["losses"] = {name: losses for name, (*_, losses) in seen.items()}
                 if ours.device.type == "cuda":
                     row["gpu_gib"] = {name: gib for name, (_, gib, _) in seen.items()}
-            del seen, training
             tell(row)
             yield row
 
@@ -473,12 +448,10 @@ def take_turns(args: argparse.Namespace, variants: dict[str, Callable], device: 
 
 def compared(times: dict[str, list], unit: str, scale: float) -> dict:
     """The plain way's time by ours: the median over rounds, and where the middle half of the rounds lies."""
-    by = {name: sorted(b / a for a, b in zip(times[name], times["plain way"], strict=True)) for name in times}
-    ratios, quarter = by["course_lib"], len(by["course_lib"]) // 4
-    graph = {"graph_ratio": round(statistics.median(by["CUDA graph"]), 3)} if "CUDA graph" in by else {}
+    ratios = sorted(b / a for a, b in zip(times["course_lib"], times["plain way"], strict=True))
+    quarter = len(ratios) // 4
     return {"ratio": round(statistics.median(ratios), 3),
             "middle_half": [round(ratios[quarter], 3), round(ratios[-1 - quarter], 3)], "rounds": len(ratios),
-            **graph,
             unit: {name: round(scale * statistics.median(values), 2) for name, values in times.items()}}  # fmt: skip
 
 
@@ -486,10 +459,8 @@ def tell(row: dict) -> None:
     times = row.get("ms") or row["seconds"]
     unit = "ms" if "ms" in row else "s"
     verdicts = ", ".join(f"{key} {'reached' if ok else 'missed'}" for key, ok in row.get("targets", {}).items())
-    graph = f", CUDA graph {times['CUDA graph']} {unit}" if "CUDA graph" in times else ""
-    graph += f", {row['no_graph']}" if "no_graph" in row else ""
     print(f"{row['ratio']:7.2f} x  {row['what']}: {times['course_lib']} {unit}, plain {times['plain way']} {unit}"
-          f"{graph}  {verdicts}", flush=True)  # fmt: skip
+          f"  {verdicts}", flush=True)  # fmt: skip
 
 
 # ---- end to end ----
@@ -605,7 +576,8 @@ def main(argv: list[str] | None = None) -> None:
         return train_plain(args)
     start, rows, errors = time.time(), [], []
     usual = args.base == "toybox" and args.device == "cpu"
-    name = "benchmark_personalization" + ("" if usual else f"_{Path(args.base).name}_{args.device}")
+    kind = "benchmark_memory" if args.only == "memory" else "benchmark_personalization"
+    name = kind + ("" if usual else f"_{Path(args.base).name}_{args.device}")
     args.out = args.out or RESULTS / f"{name}.json"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     keys = ("methods", "batch_sizes", "steps", "train_steps", "prior", "only", "quick")

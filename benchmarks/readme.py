@@ -196,11 +196,27 @@ def _ours_and_plain(name: str) -> str:
         f"{run['torch']}, seed {run['seed']}, {run['date']}. How many times as fast we are is the median over "
         f"interleaved rounds ({rounds}); the plain way opens and encodes every picture and every prompt in each step."
     )
-    return table(head, *rows) + f"\n\n{note}"
+    return table(head, *rows) + "\n\n" + " ".join([note, *run.get("notes", [])])
 
 
-PARTS = (notebooks, checkpoints, quality, toybox, methods, plateau, claims, speed, personalization_speed)
-LATER = (methods, plateau, claims, personalization_speed)  # they get a place in README with their first record
+def memory() -> str:
+    """DreamBooth of Stable Diffusion 1.5's whole UNet on a GPU, with and without a cap of its memory."""
+    run = read("benchmark_memory_sd15-random_cuda.json")
+    rows = [("cap", "switched on", "memory held by torch", "the whole process", "a step")]
+    for row in run["rows"]:
+        cap, saver = row["cap_gib"], "gradient checkpointing" if row["gradient_checkpointing"] else ""
+        rows.append((f"{cap:g} GiB" if cap else "none", saver, f"{row['peak_reserved_gib']:.2f} GiB",
+                     f"{row['whole_process_gib']:.2f} GiB", f"{row['ms']['course_lib']:.0f} ms"))  # fmt: skip
+    note = (
+        f"Measured by `python benchmarks/personalization.py --base {run['base']} --device cuda --only memory`: "
+        f"{run['device']}, torch {run['torch']}, seed {run['seed']}, {run['date']}; {run['rows'][0]['pictures']} "
+        "pictures of 512 px a step. The cap is on what torch may hold, the process has CUDA's own part besides."
+    )
+    return table(*rows) + f"\n\n{note}"
+
+
+PARTS = (notebooks, checkpoints, quality, toybox, methods, plateau, claims, speed, personalization_speed, memory)
+LATER = (methods, plateau, claims, personalization_speed, memory)  # they get a place in README with their first record
 
 
 def filled(text: str) -> str:

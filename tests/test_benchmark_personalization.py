@@ -94,11 +94,10 @@ def test_rows_are_on_disk_before_another_method_fails(tmp_path, monkeypatch):
         bench.main([*options, "--out", str(out)])
     assert [row["method"] for row in json.loads(out.read_text())["rows"]] == ["lora"]
     with pytest.raises(SystemExit, match="dreambooth"):
-        bench.main([*options, "--out", str(out), "--keep-going", "--graph"])
+        bench.main([*options, "--out", str(out), "--keep-going"])
     result = json.loads(out.read_text())
     (row,) = result["rows"]
-    assert "ZeroDivisionError" in result["errors"][0] and row["graph_ratio"] > 0
-    assert row["losses"]["CUDA graph"] == row["losses"]["course_lib"], "both begin with the same weights"
+    assert "ZeroDivisionError" in result["errors"][0]
     assert row["losses"]["plain way"] == pytest.approx(row["losses"]["course_lib"], rel=0.02)
     with pytest.raises(SystemExit, match="not begun"):
         bench.main([*options, "--out", str(out), "--minutes", "-1"])

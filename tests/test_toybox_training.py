@@ -18,8 +18,9 @@ from transformers import CLIPTokenizer
 
 from course_lib.data.toybox import NOUNS
 from course_lib.data.toybox_accessories import ACCESSORIES
+from course_lib.data.toybox_captions import SYNONYMS
 from course_lib.data.toybox_pen import COLOURS, PATTERNS
-from course_lib.data.toybox_sets import pairs
+from course_lib.data.toybox_sets import pair_spec, pairs
 from course_lib.diffusion.checkpoint import sha256
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "training"))  # the scripts import each other by name
@@ -123,6 +124,16 @@ def test_the_learning_rate_reaches_the_optimizer(tmp_path):
     assert rates[1:] == pytest.approx([0.01, 0.02, 0.03]) and run.optimizer.param_groups[0]["lr"] == 0
 
 
+def test_by_the_clock_the_learning_rate_falls_towards_the_minutes(tmp_path):
+    run = new_run(tmp_path, lr=2.0, steps=10**6, cooldown=0.5, minutes=8)
+    run.args.by_clock = True
+    curve = []
+    for run.minutes in (0, 3, 4, 6, 8, 9):
+        curve.append(run.learning_rate(1000))
+    assert curve == pytest.approx([2.0, 2.0, 2.0, 1.0, 0.0, 0.0])
+    assert run.learning_rate(50) == 0.0  # whatever the step
+
+
 def test_the_clock_saves_and_stops(tmp_path, monkeypatch):
     """20 seconds a step: with 1 minute it ends after the fourth step, and goes on from there another time."""
     now, saves = [0.0], []
@@ -178,6 +189,7 @@ def test_weights_are_shipped_in_halves_and_pieces_with_their_sums(tmp_path):
     assert facts["parameters"] == 9 * (1024**2 + 1024)
     assert [(row["step"], row["loss"]) for row in facts["last_rows"]] == logged(run)
     assert model.dtype == torch.float32  # the model itself stays as it was
+    assert "_name_or_path" not in json.loads((tmp_path / "model" / "config.json").read_text())
     again = Layers.from_pretrained(tmp_path / "model").state_dict()
     close(again, {name: value.half().float() for name, value in model.state_dict().items()}, check_dtype=False, **exact)
 
@@ -207,6 +219,30 @@ def test_a_prompt_has_32_tokens(tokenizer, tmp_path):
     start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
     assert ids[1] == [start] + [end] * 31 and ids[2][0] == start and ids[2][-1] == end
     assert again.decode(ids[0], skip_special_tokens=True).strip() == prompts[0]
+
+
+def test_captions_follow_from_the_step_and_may_be_written_ahead(tmp_path, tokenizer):
+    """Whoever writes them, and wherever a run goes on: step k has the same pictures and captions."""
+    here, there = (new_run(tmp_path, steps=5, images=40, workers=workers) for workers in (0, 2))
+    steps = list(here.captioned(tokenizer))
+    assert len(steps) == 5 and not torch.equal(steps[0][0], steps[1][0])
+    for (rows, ids), (other_rows, other_ids) in zip(steps, there.captioned(tokenizer), strict=True):
+        close(rows, other_rows, **exact)
+        close(ids, other_ids, **exact)
+    here.step = 3
+    rows, ids = next(here.captioned(tokenizer))
+    close((rows, ids), tuple(steps[3]), **exact)
+    assert rows.shape == (8,) and 0 <= rows.min() and rows.max() < 40 and ids.shape == (8, 32)
+    for row, said in zip(rows.tolist(), tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True):
+        spec = pair_spec(row)[0]
+        assert any(noun in said for noun in (spec.noun, SYNONYMS.get(spec.noun, spec.noun)))
+
+
+def test_a_share_of_the_captions_is_left_empty(tmp_path, tokenizer):
+    run = new_run(tmp_path, steps=20, images=40, batch_size=50)
+    ids = torch.cat([ids for _, ids in run.captioned(tokenizer, drop=0.1)])
+    empty = (ids[:, 1] == tokenizer.eos_token_id).float().mean().item()
+    assert 0.06 < empty < 0.14
 
 
 def test_contrastive_loss_by_hand():

@@ -120,9 +120,7 @@ def main() -> None:
 
     def batch_loss(generator: torch.Generator) -> Tensor:
         rows, ids = next(captioned)
-        return contrastive_loss(
-            *features(run.net, pixels(images[rows]), ids), run.net.logit_scale.exp().clamp(max=100)
-        )
+        return contrastive_loss(*features(run.net, pixels(images[rows]), ids), run.net.logit_scale.exp().clamp(max=100))
 
     def on_save(step: int) -> dict:
         caption_of, picture_of = retrieval(run.ema.model, pixels(torch.from_numpy(test.images).to(device)), test_ids)

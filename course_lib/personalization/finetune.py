@@ -10,7 +10,7 @@ A method is only S, `Recipe.params`, and the pairs (lambda_k, D_k), `Recipe.term
 import contextlib
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -26,8 +26,6 @@ from course_lib.latent.stable_diffusion import StableDiffusion
 from course_lib.latent.text import NewTokens
 from course_lib.personalization.concept import Examples, fingerprint, same_model
 from course_lib.settings import send
-
-GRAPHS = ("cuda",)  # devices that can record what they are told to do
 
 
 @dataclass
@@ -157,20 +155,18 @@ class Features:
         return torch.stack([now[p] if p in now else self.known[p] for p in prompts])
 
 
-def denoising_loss(sd: StableDiffusion, draws: list[dict], features: Features, weighting: str | None = None,
-                   unet_eps: Callable | None = None) -> Tensor:  # fmt: skip
+def denoising_loss(sd: StableDiffusion, draws: list[dict], features: Features, weighting: str | None = None) -> Tensor:
     """sum_k lambda_k mean_i || eps_i - eps_theta(z_t,i, t_i, c_i) ||^2, all terms in one pass through the UNet.
 
     draws: one for each term, with z0 (B, C, h, w), prompts, mask (B, 1, h, w), t (B,), eps like z0, and weight.
     The error of one picture is notebook 01's; with masks it is the mean over what they show.
     weighting: as in `Settings`. Of the miniature, which predicts v, the error in eps would count a picture at large t
     by alpha_bar alone, 0.005 at t = T: and there, where colours and shapes are laid out, hardly anything was learnt.
-    unet_eps: in place of `sd.unet_eps`.
     """
-    weighting, unet_eps = weighting or sd.weighting, unet_eps or sd.unet_eps
+    weighting = weighting or sd.weighting
     join = lambda key: torch.cat([draw[key] for draw in draws])  # noqa: E731
     context = features([prompt for draw in draws for prompt in draw["prompts"]])
-    eps_model = lambda zt, t: unet_eps(zt, t, context)  # noqa: E731
+    eps_model = lambda zt, t: sd.unet_eps(zt, t, context)  # noqa: E731
     errors = noise_errors(eps_model, join("z0"), join("t"), join("eps"), sd.schedule, weighting, join("mask"))
     parts = errors.split([len(draw["z0"]) for draw in draws])
     return sum(draw["weight"] * part.mean() for draw, part in zip(draws, parts, strict=True))
@@ -195,13 +191,13 @@ def draw_step(sd: StableDiffusion, recipe: Recipe, count: int, step: int) -> lis
 
 
 def finetune(sd: StableDiffusion, recipe: Recipe, *, checkpoint: str | Path | None = None, save_every: int = 100,
-             accelerator: Accelerator | None = None, graph: bool = False) -> Iterator[tuple[int, Tensor]]:  # fmt: skip
+             accelerator: Accelerator | None = None) -> Iterator[tuple[int, Tensor]]:  # fmt: skip
     """Train a recipe; yields (step, loss) after each step, to plot, sample, save or stop.
 
     The loss stays on its device: read it now and then, as reading waits for the device.
     checkpoint: a file; the state is written there every `save_every` steps, at the end, and where the caller leaves
     the loop; a later call goes on from it bit for bit.  accelerator: for several processes (`accelerate launch`); by
-    default one, in the model's precision.  graph: on CUDA, replay the UNet from a CUDA graph, see `captured`.
+    default one, in the model's precision.
     Raises FloatingPointError if the loss is not a number, RuntimeError if memory is short, ValueError if the
     checkpoint is of another training; the checkpoint on disk stays good.
     Derived in: notebooks/11_textual_inversion.ipynb, section "The loop".
@@ -215,13 +211,12 @@ def finetune(sd: StableDiffusion, recipe: Recipe, *, checkpoint: str | Path | No
         done = load_state(path, recipe, optimizer, accelerator)
     size, processes, rank = s.batch_size // s.accumulate, accelerator.num_processes, accelerator.process_index
     with _training_mode(sd, s.gradient_checkpointing), _quick_attention(sd):
-        unet_eps = captured(sd, recipe, features) if graph and processes == 1 else sd.unet_eps
         for step in range(done + 1, s.steps + 1):
             draws, total = draw_step(sd, recipe, s.batch_size * processes, step), 0.0
             for part in range(s.accumulate):
                 start = (part * processes + rank) * size
                 shard = [{k: v if k == "weight" else v[start : start + size] for k, v in d.items()} for d in draws]
-                loss = _within_memory(denoising_loss, sd, shard, features, s.weighting, unet_eps) / s.accumulate
+                loss = _within_memory(denoising_loss, sd, shard, features, s.weighting) / s.accumulate
                 _within_memory(accelerator.backward, loss)
                 total = total + loss.detach()
             if processes > 1:
@@ -274,39 +269,6 @@ def _optimizer(s: Settings, params: list[nn.Parameter]) -> torch.optim.Optimizer
         return AdamW8bit(params, lr=s.lr, weight_decay=s.weight_decay)
     fused = params[0].device.type != "mps"  # one kernel for all weights
     return torch.optim.AdamW(params, lr=s.lr, weight_decay=s.weight_decay, fused=fused)
-
-
-class _UNetEps(nn.Module):
-    """`sd.unet_eps` as a module: the form in which torch captures what has weights."""
-
-    def __init__(self, sd: StableDiffusion):
-        super().__init__()
-        self.sd, self.unet = sd, sd.unet
-
-    def forward(self, zt: Tensor, t: Tensor, features: Tensor) -> Tensor:
-        return self.sd.unet_eps(zt, t, features)
-
-
-def captured(sd: StableDiffusion, recipe: Recipe, features: Features) -> Callable:
-    """`sd.unet_eps` for the batches of a recipe, forwards and backwards, recorded once as CUDA graphs.
-
-    A small batch keeps a GPU busy for less time than Python needs to launch the UNet's thousands of kernels one by
-    one; a graph launches them all. It holds the memory of a step for good, and its gradients lie where the next replay
-    writes: so not with `accumulate`, nor with gradient checkpointing, which computes anew what a graph has kept.
-    Returns `sd.unet_eps` itself where there is no CUDA, or, with a warning, where the capture fails.
-    """
-    s = recipe.settings
-    if sd.device.type not in GRAPHS or s.accumulate > 1 or s.gradient_checkpointing:
-        return sd.unet_eps
-    draws = draw_step(sd, recipe, s.batch_size, step=1)  # any batch: it tells the shapes
-    z0, t = (torch.cat([draw[key] for draw in draws]) for key in ("z0", "t"))
-    context = features([prompt for draw in draws for prompt in draw["prompts"]])
-    sample = (z0, t, context.detach().requires_grad_(context.requires_grad))
-    try:
-        return torch.cuda.make_graphed_callables(_UNetEps(sd), sample, allow_unused_input=True)
-    except RuntimeError as error:
-        warnings.warn(f"no CUDA graph, training goes on without ({error})", stacklevel=3)
-        return sd.unet_eps
 
 
 @contextlib.contextmanager
