@@ -181,6 +181,10 @@ def test_a_loss_that_is_not_a_number_stops_before_the_state_is_saved(sd, tmp_pat
         recipe.terms[0].examples.mean.fill_(torch.inf)
         with pytest.raises(FloatingPointError, match=r"at step 2; no state was saved yet\."):
             train(recipe, sd)
+    with inversion(sd, steps=50) as recipe:  # nobody trains on for nothing: every 20 steps it is looked at
+        recipe.terms[0].examples.mean.fill_(torch.nan)
+        with pytest.raises(FloatingPointError, match=r"at step 20; no state was saved yet\."):
+            train(recipe, sd)
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("unexpected pos 64 vs 0")])

@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from tiny import build
 
-from course_lib.personalization import custom_diffusion, dreambooth, merge, saving, textual_inversion
+from course_lib.personalization import custom_diffusion, dreambooth, saving, textual_inversion
 from course_lib.personalization.custom_diffusion import Subject
 from course_lib.personalization.finetune import Settings, finetune
 from course_lib.personalization.merge import compress, merge_concepts, merge_weights
@@ -142,6 +142,8 @@ def test_what_does_not_fit_together_is_refused(sd, concepts):
     wrong_width = Concept("textual_inversion", {"tokens": torch.zeros(1, 7)}, "custom", {"rows": ["<w>"]}, {})
     existing = Concept("textual_inversion", {"tokens": torch.zeros(1, 32)}, "custom", {"rows": ["<|endoftext|>"]}, {})
     foreign = Concept("dreambooth", {**first.tensors, "unet.mine": torch.zeros(3)}, "custom", first.about, {})
+    name = next(name for name in first.tensors if name != "tokens")
+    other_shape = Concept("dreambooth", {name: torch.zeros(2, 2)}, "custom", first.about, {})
     for chosen, message in [
         ([first, second], r"^concepts: .* but 8 are changed twice, such as unet\..*; merge the concepts first$"),
         ([only_tokens(first), only_tokens(first)], r"^concepts: expected a token of its own for each, got \[\['<cat>'"),
@@ -151,6 +153,7 @@ def test_what_does_not_fit_together_is_refused(sd, concepts):
             r"^words: expected a token that is new, but the tokenizer knows '<\|endoftext\|>'; choose ",
         ),
         ([foreign], r"^concept: expected tensors of this model, got 1 others, such as unet\.mine$"),
+        ([other_shape], rf"^concept: expected tensors of this model, got 1 others, such as {name}$"),
     ]:
         with pytest.raises(ValueError, match=message), applied(sd, *chosen):
             pytest.fail("the block was entered")
@@ -418,7 +421,7 @@ def test_the_merged_model_reads_each_concepts_words_as_it_did_alone(sd, concepts
     for one in concepts:
         token, noun = one.about["token"], one.about["noun"]
         with applied(sd, only_tokens(one)), torch.no_grad():
-            for prompt in merge.PROMPTS:
+            for prompt in ("{}", "photo of a {}"):
                 ids = sd.tokenizer(prompt.format(f"{token} {noun}")).input_ids
                 features = sd.encode_prompt(prompt.format(f"{token} {noun}"))[0]
                 c = features[ids.index(sd.tokenizer.convert_tokens_to_ids(token)) : len(ids)]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from course_lib.latent import text
 from course_lib.latent.stable_diffusion import StableDiffusion
-from course_lib.personalization.saving import Concept, applied, check_base, only_tokens, uncompressed
+from course_lib.personalization.saving import Concept, applied, only_tokens, uncompressed
 
 PROMPTS = ("{}", "photo of a {}")  # around the words whose features each concept keeps
 
@@ -30,11 +30,9 @@ def merge_concepts(sd: StableDiffusion, concepts: Sequence[Concept], captions: S
         raise ValueError(f"concepts: expected two or more of custom_diffusion, got {[c.method for c in concepts]}")
     if not captions:
         raise ValueError("captions: expected at least one sentence, got none")
-    for concept in concepts:
-        check_base(sd, concept)
     concepts = [uncompressed(sd, concept) for concept in concepts]
     about = {key: [value for c in concepts for value in c.about[key]] for key in ("tokens", "nouns", "rows")}
-    with applied(sd, *[only_tokens(concept) for concept in concepts]):
+    with applied(sd, *[only_tokens(concept) for concept in concepts]):  # refuses those of another model
         targets = [word_features(sd, concept.about) for concept in concepts]
         regularisation = torch.cat([caption_features(sd, caption)[0] for caption in dict.fromkeys(captions)])
     weights = dict(sd.unet.named_parameters())
