@@ -3,6 +3,9 @@
 import argparse
 import importlib
 import json
+import os
+import re
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -102,6 +105,31 @@ def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path, monkeypa
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SystemExit, match="torchrun --nproc_per_node 2"):
         new_run(tmp_path)
+
+
+TWO = """
+import sys
+sys.path[:0] = sys.argv[1:3]
+from test_toybox_training import new_run, regression
+run = new_run(sys.argv[3], steps=5)
+run.train(regression(run))
+print("WEIGHT", run.accelerator.num_processes, run.net.weight.tolist(), flush=True)
+"""
+
+
+def test_two_processes_train_one_model(tmp_path):
+    tests = Path(__file__).resolve().parent
+    (tmp_path / "two.py").write_text(TWO)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    folders = [str(tests), str(tests.parent), str(tmp_path / "run")]
+    done = subprocess.run([*torchrun, str(tmp_path / "two.py"), *folders], capture_output=True, text=True,
+                          timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    weights = re.findall(r"WEIGHT 2 (\[\[.*?\]\])", done.stdout)
+    assert len(weights) == 2 and weights[0] == weights[1]
+    alone = new_run(tmp_path / "alone", steps=5)
+    alone.train(regression(alone))
+    assert str(alone.net.weight.tolist()) != weights[0]  # the second process had other batches, and they counted
 
 
 def test_other_seeds_give_other_batches(tmp_path):

@@ -68,9 +68,8 @@ class Run:
         optimizer = torch.optim.AdamW(
             self.net.parameters(), lr=args.lr, weight_decay=0.0, betas=(0.9, 0.99), fused=fused
         )
-        self.model, self.optimizer = accelerator.prepare(self.net, optimizer)
-        if args.compile:
-            self.model = torch.compile(self.model)
+        self.optimizer = accelerator.prepare(optimizer)
+        self.model = torch.compile(self.net) if args.compile else self.net
         self.step, self.minutes, self.state = 0, 0.0, args.out / "state.pt"
         self.started_from = None
         if args.start_from:
@@ -113,6 +112,12 @@ class Run:
             with self.accelerator.autocast():
                 loss = batch_loss(self.generator(self.step))
             self.accelerator.backward(loss)
+            if (
+                self.accelerator.num_processes > 1
+            ):  # here, not in a wrapper's forward: a stage may call parts of the net
+                for param in self.net.parameters():
+                    if param.grad is not None:
+                        param.grad = self.accelerator.reduce(param.grad, "mean")
             self.accelerator.clip_grad_norm_(self.net.parameters(), 1.0)
             for group in self.optimizer.param_groups:
                 group["lr"] = self.learning_rate(self.step)
