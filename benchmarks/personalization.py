@@ -13,8 +13,9 @@ draws, the batches, the passes through the UNet and the tensors that come out ar
 state on disk from which a training can be resumed.
 
 Writes data/results/benchmark_personalization.json (for another base or device: with their names; for --only memory:
-benchmark_memory_...). A ratio is the plain way's time by ours, the median over rounds: 2 means twice as fast. sd15-random is Stable Diffusion 1.5
-in its published configuration with random weights; while steps are timed, both ways' models are in memory at once.
+benchmark_memory_...). A ratio is the plain way's time by ours, the median over rounds: 2 means twice as fast.
+sd15-random is Stable Diffusion 1.5 in its published configuration with random weights; while steps are timed, both
+ways' models are in memory at once.
 """
 
 import argparse
