@@ -63,7 +63,7 @@ class StableDiffusion:
 
     def autocast(self) -> torch.autocast:
         """In half precision, layers whose weights are being trained stay float32 and still compute in `dtype`."""
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype in (torch.bfloat16, torch.float16))
 
     @property
     def outside(self) -> torch.dtype:
