@@ -94,7 +94,7 @@ def test_two_subjects_are_found_in_either_order():
             with torch.no_grad():
                 return self.judge.individual(x)
 
-    two = toybox_claims.TwoSubjects(Stub())
+    two = toybox_claims.TwoSubjects(Stub(), ("mochi", "tilly"))
     truth = two.truth()
     specs = [toybox_claims.toybox_subjects.SUBJECTS["mochi"].spec(seed=0, **toybox_claims.pair_fields(scene))
              for scene in toybox_claims.SCENES]  # fmt: skip
@@ -106,6 +106,41 @@ def test_two_subjects_are_found_in_either_order():
     assert seen["nouns"].mean() > 0.75 and mirrored["nouns"].mean() > 0.75
     cats = [toybox_claims.replace(spec, other=toybox_claims.replace(spec.other, noun="cat")) for spec in specs]
     assert two.score(toybox_claims.pixels(cats), 1)["nouns"].mean() == 0  # a cat next to a cat is not the pair
+
+
+def test_the_pairs_are_those_that_the_untouched_model_draws_whatever_the_methods_do():
+    shares = {"a b": (0.4, 0.9), "b a": (0.5, 0.9), "a c": (0.9, 0.5), "b c": (0.3, 1.0), "c d": (0.2, 0.7),
+              "d a": (0.1, 0.9)}  # fmt: skip
+    rows = {names: dict(untouched=untouched, truth=truth) for names, (untouched, truth) in shares.items()}
+    # "a b" is the same pair in its worse order, and the judge can not read "a c"
+    assert toybox_claims.chosen(rows) == [("b", "a"), ("b", "c"), ("c", "d")]
+
+
+def found(**worse):
+    """The scores of two pairs with these levels of `worse`."""
+    generator, result = torch.Generator().manual_seed(0), {}
+    for names in ("a b", "c d"):
+        scores = {label: {key: (level + 0.02 * torch.randn(12, generator=generator)).tolist()
+                          for key in ("fidelity", "worse", "nouns")} for label, level in worse.items()}  # fmt: skip
+        merge = dict(residual=1e-7, residual_of_average=0.4, gap_to_solver=1e-8, layers=14, condition=1e7, seconds=2.0)
+        result[names] = dict(scores=scores, merge=merge)
+    return result
+
+
+WORSE = {"untouched model": 0.2, "ground truth": 0.9, "joint": 0.6, "merged": 0.5, "averaged": 0.4, "dreambooth": 0.3}
+
+
+def test_claims_on_two_subjects_follow_all_pairs():
+    scores = found(**WORSE)
+    for judge in (toybox_claims.c16, toybox_claims.c17, toybox_claims.c19):
+        claim = judge(scores)
+        assert claim["verdict"] == "holds" and "nan" not in claim["measured"]
+    assert toybox_claims.c16(scores)["values"]["difference"]["count"] == 24
+    assert list(toybox_claims.c16(scores)["values"]["by_pair"]) == ["a b", "c d"]
+    worse = found(**WORSE | {"joint": 0.1})
+    assert toybox_claims.c16(worse)["verdict"] == toybox_claims.c19(worse)["verdict"] == "does not hold"
+    scores["c d"]["merge"]["residual"] = 1e-3  # one pair whose constraint is missed is enough
+    assert toybox_claims.c17(scores)["verdict"] == "does not hold"
 
 
 def test_what_is_printed_is_the_record(tmp_path):

@@ -16,7 +16,8 @@ for all. What is measured, with 95 % intervals over prompts:
     others       mean distance of the class samples to those of the untouched model, same noises
 and the seconds, steps, tensors and bytes of a concept. Beside the figures stands personalization_samples.png, with the
 first sample of each new scene. The methods' settings for the miniature were chosen beforehand, on tofu and tockle, who
-are not measured.
+are not measured; with --lr this can be done again:
+    python training/toybox_personalize.py --subjects tofu tockle --methods custom_diffusion --lr 1e-3 --out runs/lr.json
 """
 
 import argparse
@@ -24,6 +25,7 @@ import datetime
 import json
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -191,6 +193,8 @@ class Bench:
             return self.measure(subject, method, subject.noun)
         start = time.perf_counter()
         with make(self.sd, REPOSITORY / "data" / "subjects" / subject.name, subject.noun) as recipe:
+            if getattr(self.args, "lr", None):
+                recipe.settings = replace(recipe.settings, lr=self.args.lr)
             prepared = time.perf_counter()
             for _ in finetune(self.sd, recipe):
                 pass
@@ -279,10 +283,12 @@ def main() -> None:
     arguments(parser, "personalization.json", images=4)
     parser.add_argument("--subjects", nargs="+", default=list(SUBJECTS), choices=list(toybox_subjects.SUBJECTS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--lr", type=float, help="a learning rate in place of the methods' own, to choose one")
     parser.add_argument("--samples", type=Path, default=Path("runs/personalize"), help="where first samples are kept")
     args = parser.parse_args()
     bench = Bench(args)
     setting = setting_of(args, bench) | dict(made_by="training/toybox_personalize.py")
+    setting |= dict(lr=args.lr) if args.lr else {}
     for name, method, row in measure_missing(args, setting, "rows", bench.row):
         print(name, method, {k: v for k, v in row.items() if isinstance(v, (int, float))}, flush=True)
     sheet(args, args.out.with_name("personalization_samples.png"))

@@ -17,7 +17,7 @@ from course_lib.personalization.dreambooth import check_noun
 from course_lib.personalization.finetune import Recipe, Settings, Term, begin, learn
 from course_lib.personalization.textual_inversion import add_tokens
 
-TOYBOX = Settings(steps=300, lr=1e-3)
+TOYBOX = Settings(steps=300, lr=5e-4)
 SD15 = Settings(steps=250, lr=8e-5, batch_size=8)
 
 
