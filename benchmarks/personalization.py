@@ -44,8 +44,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from course_lib.data.toybox import render
-from course_lib.data.toybox_sets import pair_spec
 from course_lib.diffusion.ddpm import noise_errors
 from course_lib.latent.stable_diffusion import StableDiffusion, load
 from course_lib.personalization import custom_diffusion, dreambooth, textual_inversion
@@ -55,6 +53,8 @@ from course_lib.personalization.memory import GIB, memory_plan
 from course_lib.personalization.regularisation import SEARCHED
 from course_lib.personalization.saving import load_concept
 from course_lib.settings import RESULTS, device_name, quick_dtype
+from course_lib.toybox.sets import pair_spec
+from course_lib.toybox.world import render
 
 REPO = Path(__file__).resolve().parents[1]
 SUBJECT, NOUN = REPO / "data" / "subjects" / "mochi", "cat"

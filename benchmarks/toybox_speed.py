@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from PIL import __version__ as pillow
 
-from course_lib.data.toybox import render, sample_spec
 from course_lib.settings import RESULTS
+from course_lib.toybox.world import render, sample_spec
 
 
 def draw(job: tuple[int, int, int, int]) -> int:

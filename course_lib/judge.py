@@ -16,13 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from course_lib.data.toybox import NOUNS, RELATIONS, Spec
-from course_lib.data.toybox_accessories import ACCESSORIES
-from course_lib.data.toybox_pen import COLOURS, PATTERNS
-from course_lib.data.toybox_scenes import SCENES
-from course_lib.data.toybox_styles import STYLES
 from course_lib.diffusion import checkpoint
 from course_lib.settings import CHECKPOINTS
+from course_lib.toybox.accessories import ACCESSORIES
+from course_lib.toybox.pen import COLOURS, PATTERNS
+from course_lib.toybox.scenes import SCENES
+from course_lib.toybox.styles import STYLES
+from course_lib.toybox.world import NOUNS, RELATIONS, Spec
 
 ATTRIBUTES = {
     "noun": tuple(NOUNS),

@@ -93,10 +93,10 @@ def is_ours(path):
 def merge(args):
     import torch
 
-    from course_lib.data.toybox_captions import corpus
     from course_lib.personalization.merge import merge_concepts
     from course_lib.personalization.saving import save_concept, uncompressed
     from course_lib.personalization.train_command import size
+    from course_lib.toybox.captions import corpus
 
     sd, concepts = open_concepts(args, torch.float32)
     if args.captions:

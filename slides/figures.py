@@ -23,11 +23,12 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from torch import Tensor
 
 from course_lib import plots
-from course_lib.data import cifar10, toybox, toybox_sets
+from course_lib.data import cifar10
 from course_lib.diffusion import checkpoint, guidance, samplers, schedule
 from course_lib.diffusion.ddpm import posterior, predict_x0, q_sample
 from course_lib.plots import BLACK, BLUE, GREEN, ORANGE, PINK, RED, SKY
 from course_lib.settings import CHECKPOINTS, RESULTS, device_name
+from course_lib.toybox import sets, world
 
 GREY = "#59626c"
 W = 12.4  # inches: the width of every figure, 1168 pixels of a slide that is 1280 wide
@@ -105,7 +106,7 @@ def rows_of(board: Board, images: Tensor, columns: int, x: float, y: float, side
 def things(side: int = 32, seed: int = 0) -> Tensor:
     """One Toybox picture of each of the ten classes, (10, 3, side, side) in [-1, 1]."""
     rng = np.random.default_rng(seed)
-    drawn = [toybox.render(toybox_sets.sample_ten(rng, noun), side) for noun in toybox_sets.CLASSES]
+    drawn = [world.render(sets.sample_ten(rng, noun), side) for noun in sets.CLASSES]
     return torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
@@ -173,11 +174,11 @@ def builds_to():
     board = Board(4.7)
 
     def scene(noun, where, x, y, s, flip=False):
-        spec = toybox.Spec(noun, "teal", "striped", where, x, y, s, flip, 11)
-        return toybox.render(spec, 160)
+        spec = world.Spec(noun, "teal", "striped", where, x, y, s, flip, 11)
+        return world.render(spec, 160)
 
-    noun = "cat" if "cat" in toybox_sets.CLASSES else toybox_sets.CLASSES[0]
-    scenes = list(toybox.SCENES)
+    noun = "cat" if "cat" in sets.CLASSES else sets.CLASSES[0]
+    scenes = list(world.SCENES)
     for i, where in enumerate(scenes[:4]):
         picture = scene(noun, where, 0.5, 0.55, 0.74 + 0.04 * (i % 2), flip=i % 2 == 1)
         board.tile(0.1 + i % 2 * 1.75, 0.6 + i // 2 * 1.75, 1.68, picture)
@@ -321,7 +322,7 @@ def training_run():
 
     steps, batch, count, n = size(400, 3), 32, size(1500, 40), size(48, 8)
     milestones = [size(10, 1), size(40, 2), size(120, 2), steps]
-    arrays = toybox_sets.toybox10(count + n, 0, workers=1)["train_images"].transpose(0, 3, 1, 2).copy()
+    arrays = sets.toybox10(count + n, 0, workers=1)["train_images"].transpose(0, 3, 1, 2).copy()
     images, real = torch.from_numpy(arrays[:count]), torch.from_numpy(arrays[count:]).float() / 127.5 - 1
     other = torch.from_numpy(arrays[:n]).float() / 127.5 - 1
     torch.manual_seed(0)
@@ -416,7 +417,7 @@ def trajectory():
         board.text(x + side / 2, 0.2, f"t = {left if k else SCHEDULE.T}", 16)
         board.tile(x, 0.4, side, xt)
         board.tile(x, 0.4 + 1.3, side, x0_hat)
-    board.small(about("ddpm-toybox10", f"class {toybox_sets.CLASSES[3]}, w = 1.5, {steps} of 1000 steps"))
+    board.small(about("ddpm-toybox10", f"class {sets.CLASSES[3]}, w = 1.5, {steps} of 1000 steps"))
     return board.fig
 
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from course_lib.data import cifar10, toybox_sets
+from course_lib.data import cifar10
 from course_lib.settings import cache_dir
+from course_lib.toybox import sets
 
 
 @pytest.fixture(autouse=True)
@@ -226,7 +227,7 @@ def test_an_earlier_download_is_found(tmp_path, monkeypatch, official, no_networ
 
 def test_without_any_it_is_toybox_10_and_says_so(capsys, monkeypatch, no_network):
     blank = np.zeros((32, 32, 3), np.uint8)  # drawing takes long
-    monkeypatch.setattr(toybox_sets, "render", lambda spec, size: blank)
+    monkeypatch.setattr(sets, "render", lambda spec, size: blank)
     data = cifar10.load()
     assert data.name == "Toybox-10" and "no CIFAR-10 found" in data.source
     assert "CIFAR-10" not in data.name and data.classes != cifar10.CLASSES and len(data.classes) == 10

@@ -96,7 +96,7 @@ def test_two_subjects_are_found_in_either_order():
 
     two = toybox_claims.TwoSubjects(Stub(), ("mochi", "tilly"))
     truth = two.truth()
-    specs = [toybox_claims.toybox_subjects.SUBJECTS["mochi"].spec(seed=0, **toybox_claims.pair_fields(scene))
+    specs = [toybox_claims.subjects.SUBJECTS["mochi"].spec(seed=0, **toybox_claims.pair_fields(scene))
              for scene in toybox_claims.SCENES]  # fmt: skip
     plain = toybox_claims.pixels([toybox_claims.replace(spec, look=None) for spec in specs])
     seen, mirrored, without = (two.score(x, 1) for x in (truth, truth.flip(-1), plain))

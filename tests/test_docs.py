@@ -11,8 +11,8 @@ REPO = Path(__file__).resolve().parents[1]
 LIBRARY = REPO / "course_lib"
 PARTS = ("diffusion", "latent", "editing", "personalization")
 LESSONS = sorted(path for part in PARTS for path in (LIBRARY / part).glob("*.py") if path.name != "__init__.py")
-# toybox_pen, _scenes, _animals and so on are how the renderer draws: nothing of them is called from elsewhere.
-DATA = [LIBRARY / "data" / f"{name}.py" for name in ("cifar10", "toybox", "toybox_captions", "toybox_sets")]
+# The other files of toybox/ are how the renderer draws: nothing of them is called from elsewhere.
+DATA = [LIBRARY / f"{name}.py" for name in ("data/cifar10", "toybox/world", "toybox/captions", "toybox/sets")]
 FILES = [*LESSONS, *DATA, *(LIBRARY / f"{name}.py" for name in ("judge", "metrics", "plots", "settings"))]
 NOTEBOOK = r"notebooks/\w+\.ipynb"
 each = pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(REPO).as_posix())

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from course_lib.data.toybox import NOUNS, render, sample_spec
-from course_lib.data.toybox_sets import pair_spec
 from course_lib.judge import ATTRIBUTES, UNSAID, Judge, answers, correct, labels, load_judge
 from course_lib.settings import CHECKPOINTS
+from course_lib.toybox.sets import pair_spec
+from course_lib.toybox.world import NOUNS, render, sample_spec
 
 SHIPPED = CHECKPOINTS / "toybox-judge"
 close = torch.testing.assert_close

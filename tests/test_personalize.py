@@ -20,8 +20,6 @@ from safetensors.torch import load_file
 from tiny import FULL_SIZE, TINY
 
 from course_lib import personalize
-from course_lib.data.toybox import render
-from course_lib.data.toybox_sets import pair_spec
 from course_lib.latent.stable_diffusion import load
 from course_lib.personalization import (
     concept,
@@ -34,6 +32,8 @@ from course_lib.personalization import (
 )
 from course_lib.personalization.finetune import Settings
 from course_lib.personalization.saving import applied, load_concept, uncompressed
+from course_lib.toybox.sets import pair_spec
+from course_lib.toybox.world import render
 
 REPO = Path(__file__).resolve().parents[1]
 METHODS = ("textual-inversion", "dreambooth", "lora", "custom-diffusion")

@@ -10,8 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from course_lib.data import toybox, toybox_sets, toybox_subjects
-from course_lib.data.toybox import (
+from course_lib.toybox import sets, subjects, world
+from course_lib.toybox.accessories import ACCESSORIES, EMBLEMS
+from course_lib.toybox.captions import OPENINGS, SCENE_SYNONYMS, SYNONYMS, caption, corpus, describe
+from course_lib.toybox.pen import COLOURS, FIRST_PATTERNS, LAYOUTS, PATTERNS
+from course_lib.toybox.scenes import FIRST_SCENES, SCENES
+from course_lib.toybox.sets import CLASSES, pair_spec, pairs, sample_ten, toybox10
+from course_lib.toybox.styles import STYLES, SUBJECT_STYLES
+from course_lib.toybox.subjects import SUBJECTS, prompts, references
+from course_lib.toybox.world import (
     CONTAINERS,
     CREATURES,
     NOUNS,
@@ -22,13 +29,6 @@ from course_lib.data.toybox import (
     sample_spec,
     wearable,
 )
-from course_lib.data.toybox_accessories import ACCESSORIES, EMBLEMS
-from course_lib.data.toybox_captions import OPENINGS, SCENE_SYNONYMS, SYNONYMS, caption, corpus, describe
-from course_lib.data.toybox_pen import COLOURS, FIRST_PATTERNS, LAYOUTS, PATTERNS
-from course_lib.data.toybox_scenes import FIRST_SCENES, SCENES
-from course_lib.data.toybox_sets import CLASSES, pair_spec, pairs, sample_ten, toybox10
-from course_lib.data.toybox_styles import STYLES, SUBJECT_STYLES
-from course_lib.data.toybox_subjects import SUBJECTS, prompts, references
 
 REPO = Path(__file__).resolve().parents[1]
 # Every picture of the world, to the bit, with the versions of requirements.lock. If a drawing was changed on purpose,
@@ -67,7 +67,7 @@ def basic(noun="cat", **changes):
     return dataclasses.replace(first, **changes)
 
 
-def world():
+def fingerprint():
     """SHA-256 of 60 pictures: every noun, scene, style, accessory, relation and subject is among them."""
     chosen = [sample_spec(np.random.default_rng([7, k]), noun, relation=None) for k, noun in enumerate(NOUNS)]
     chosen += [basic("bear", scene=scene, seed=k) for k, scene in enumerate(SCENES)]
@@ -90,7 +90,7 @@ def test_what_the_world_has():
 
 
 def test_the_pictures_are_the_same_to_the_bit():
-    assert world() == WORLD
+    assert fingerprint() == WORLD
 
 
 def test_same_seed_same_bytes():
@@ -386,19 +386,19 @@ def test_pairs_belong_together_and_begin_alike(tmp_path, monkeypatch):
     assert np.array_equal(many.images[7], render(many.specs[7], 32))
     assert (many.specs[7], many.captions[7]) == pair_spec(7)
     assert len(list(tmp_path.iterdir())) == 2
-    assert all(f"-v{toybox.RENDERER_VERSION}-train-seed0-size32-" in file.name for file in tmp_path.iterdir())
-    monkeypatch.setattr(toybox_sets, "render", None)  # drawing would now fail
+    assert all(f"-v{world.RENDERER_VERSION}-train-seed0-size32-" in file.name for file in tmp_path.iterdir())
+    monkeypatch.setattr(sets, "render", None)  # drawing would now fail
     again = pairs(9, cache_dir=tmp_path, size=32)
     assert np.array_equal(again.images, many.images) and again.specs == many.specs
-    monkeypatch.setattr(toybox_sets, "RENDERER_VERSION", -1)
+    monkeypatch.setattr(sets, "RENDERER_VERSION", -1)
     with pytest.raises(TypeError):  # another version does not read these files
         pairs(9, cache_dir=tmp_path, size=32)
 
 
 def test_splits_and_seeds_share_no_picture():
-    sets = [{pair_spec(k, split, seed)[0] for k in range(200)} for split in toybox_sets.SPLITS for seed in (0, 1)]
-    assert len(set.union(*sets)) == 200 * 6
-    assert set(toybox_sets.SPLITS) == {"train", "test", "judge"}
+    drawn = [{pair_spec(k, split, seed)[0] for k in range(200)} for split in sets.SPLITS for seed in (0, 1)]
+    assert len(set.union(*drawn)) == 200 * 6
+    assert set(sets.SPLITS) == {"train", "test", "judge"}
 
 
 def same(a, b):
@@ -423,14 +423,14 @@ def test_worker_processes_do_not_change_the_result(tmp_path, monkeypatch):
     alone = toybox10(train=40, test=20, cache_dir=tmp_path / "alone", workers=1)
     pools = []
 
-    class Pool(toybox_sets.ProcessPoolExecutor):
+    class Pool(sets.ProcessPoolExecutor):
         def __init__(self, workers, **options):
             pools.append(workers)
             super().__init__(workers, **options)
 
-    monkeypatch.setattr(toybox_sets, "SMALL", 0)
-    monkeypatch.setattr(toybox_sets, "CHUNK", 7)
-    monkeypatch.setattr(toybox_sets, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(sets, "SMALL", 0)
+    monkeypatch.setattr(sets, "CHUNK", 7)
+    monkeypatch.setattr(sets, "ProcessPoolExecutor", Pool)
     assert same(alone, toybox10(train=40, test=20, cache_dir=tmp_path / "pool", workers=2))
     drawn = pairs(9, size=32, cache_dir=tmp_path / "pool", workers=2)
     assert pools == [2, 2] and np.array_equal(drawn.images[8], render(drawn.specs[8], 32))
@@ -438,11 +438,11 @@ def test_worker_processes_do_not_change_the_result(tmp_path, monkeypatch):
 
 def test_pool_that_does_not_start_is_survived(tmp_path, monkeypatch, capsys):
     def broken(*args, **options):
-        raise toybox_sets.BrokenProcessPool("no processes here")
+        raise sets.BrokenProcessPool("no processes here")
 
     alone = toybox10(train=20, test=10, cache_dir=tmp_path / "alone", workers=1)
-    monkeypatch.setattr(toybox_sets, "SMALL", 0)
-    monkeypatch.setattr(toybox_sets, "ProcessPoolExecutor", broken)
+    monkeypatch.setattr(sets, "SMALL", 0)
+    monkeypatch.setattr(sets, "ProcessPoolExecutor", broken)
     assert same(alone, toybox10(train=20, test=10, cache_dir=tmp_path / "broken", workers=2))
     assert "in this one process" in capsys.readouterr().out
 
@@ -452,7 +452,7 @@ def test_cache_is_used_and_identical(tmp_path, monkeypatch):
     fresh = toybox10(train=20, test=10)
     (file,) = tmp_path.iterdir()
     assert all(part in file.name for part in ("v1", "seed0", "size32", "20", "10", ".npz"))
-    monkeypatch.setattr(toybox_sets, "render", None)  # drawing would now fail
+    monkeypatch.setattr(sets, "render", None)  # drawing would now fail
     assert same(fresh, toybox10(train=20, test=10))
     assert list(tmp_path.iterdir()) == [file]
 
@@ -591,7 +591,7 @@ def test_a_subject_wears_what_the_prompt_says_instead_of_its_own():
 
 
 def test_the_files_of_the_subjects(tmp_path):
-    toybox_subjects.write(tmp_path, 16)
+    subjects.write(tmp_path, 16)
     assert len(list(tmp_path.glob("*/view_?.png"))) == 60
     shipped = REPO / "data" / "subjects"
     notes = (shipped / "subjects.json").read_text(encoding="utf-8")
@@ -612,4 +612,4 @@ def test_the_files_of_the_subjects(tmp_path):
 
 
 if __name__ == "__main__":
-    print(world())
+    print(fingerprint())

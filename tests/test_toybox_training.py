@@ -19,12 +19,12 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import CLIPTokenizer
 
-from course_lib.data.toybox import NOUNS
-from course_lib.data.toybox_accessories import ACCESSORIES
-from course_lib.data.toybox_captions import SYNONYMS
-from course_lib.data.toybox_pen import COLOURS, PATTERNS
-from course_lib.data.toybox_sets import pair_spec, pairs
 from course_lib.diffusion.checkpoint import sha256
+from course_lib.toybox.accessories import ACCESSORIES
+from course_lib.toybox.captions import SYNONYMS
+from course_lib.toybox.pen import COLOURS, PATTERNS
+from course_lib.toybox.sets import pair_spec, pairs
+from course_lib.toybox.world import NOUNS
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "training"))  # the scripts import each other by name
 toybox_run, toybox_clip, toybox_unet, toybox_vae = map(

@@ -27,10 +27,6 @@ from torch import Tensor
 from toybox_personalize import PRIOR, SUBJECTS, Bench, keep, kind_of, pixels, record_of, setting_of
 
 from course_lib import judge as judging
-from course_lib.data import toybox_subjects
-from course_lib.data.toybox import Spec
-from course_lib.data.toybox_captions import corpus
-from course_lib.data.toybox_scenes import SCENES
 from course_lib.metrics import interval
 from course_lib.personalization import concept as pictures
 from course_lib.personalization import custom_diffusion, dreambooth, textual_inversion
@@ -40,8 +36,12 @@ from course_lib.personalization.regularisation import toybox_regularisation
 from course_lib.personalization.saving import Concept, applied, concept_of, only_tokens
 from course_lib.plots import montage
 from course_lib.settings import REPOSITORY, RESULTS
+from course_lib.toybox import subjects
+from course_lib.toybox.captions import corpus
+from course_lib.toybox.scenes import SCENES
+from course_lib.toybox.world import Spec
 
-ABLE = [name for name, one in toybox_subjects.SUBJECTS.items() if one.look and name not in ("tofu", "tockle")]
+ABLE = [name for name, one in subjects.SUBJECTS.items() if one.look and name not in ("tofu", "tockle")]
 PAIRS, READABLE = 3, 0.6  # so many pairs, of which the judge reads both nouns off so much of the ground truth
 TOKENS = ("<v1>", "<v2>")
 COMPOUND = "castle"  # "<v> castle cat": a name that contains a word with a meaning of its own
@@ -248,9 +248,9 @@ class TwoSubjects:
 
     def __init__(self, bench: Bench, names: tuple[str, str]):
         self.bench, self.names = bench, names
-        self.subjects = [toybox_subjects.SUBJECTS[name] for name in names]
+        self.subjects = [subjects.SUBJECTS[name] for name in names]
         self.nouns = [subject.noun for subject in self.subjects]
-        self.references = [bench.individual(pixels(toybox_subjects.references(name))) for name in names]
+        self.references = [bench.individual(pixels(subjects.references(name))) for name in names]
 
     def prompts(self, first: str, second: str) -> list[str]:
         return [f"a photo of a {first} next to a {second} {scene}" for scene in SCENES]
@@ -322,16 +322,16 @@ def two_subjects(bench: Bench, names: tuple[str, str]) -> dict:
     bench.args.samples.mkdir(parents=True, exist_ok=True)
     look("untouched model", *two.nouns)
     scores["ground truth"] = two.score(two.truth(), 1)
-    subjects = [
+    learnt = [
         custom_diffusion.Subject(folder(name), token, noun)
         for name, token, noun in zip(names, TOKENS, two.nouns, strict=True)
     ]
     regularisation = [toybox_regularisation(sd, noun, 200) for noun in two.nouns]
-    with custom_diffusion.recipe(sd, subjects, regularisation=regularisation) as recipe:
+    with custom_diffusion.recipe(sd, learnt, regularisation=regularisation) as recipe:
         train(bench, recipe)
         look("joint", *named)
     alone = []
-    for subject, examples in zip(subjects, regularisation, strict=True):
+    for subject, examples in zip(learnt, regularisation, strict=True):
         with custom_diffusion.recipe(sd, subject, regularisation=[examples]) as recipe:
             train(bench, recipe)
             alone.append(concept_of(recipe))

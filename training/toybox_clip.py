@@ -20,8 +20,8 @@ from torch import Tensor
 from toybox_run import Run, common_arguments, ship
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from course_lib.data import toybox_captions, toybox_sets
 from course_lib.settings import on_cpu
+from course_lib.toybox import captions, sets
 
 LENGTH = 32  # tokens of a prompt
 WIDTH = 128
@@ -44,7 +44,7 @@ def train_tokenizer(count: int = 20_000, vocabulary: int = 1400) -> CLIPTokenize
         vocab_size=vocabulary, end_of_word_suffix="</w>", show_progress=False,
         initial_alphabet=letters, special_tokens=["<|startoftext|>", "<|endoftext|>"],
     )  # fmt: skip
-    bpe.train_from_iterator(toybox_captions.corpus(count), trainer)
+    bpe.train_from_iterator(captions.corpus(count), trainer)
     merges = [tuple(merge) for merge in json.loads(bpe.to_str())["model"]["merges"]]
     # CLIP's order: every byte, every byte at the end of a word, the merges, the special tokens
     order = [*sorted(letters), *[letter + "</w>" for letter in sorted(letters)], *["".join(merge) for merge in merges]]
@@ -110,9 +110,9 @@ def main() -> None:
         clip = CLIPModel.from_pretrained(args.start_from, dtype=torch.float32)
     run = Run(args, clip, accelerator)
     device = accelerator.device
-    images, captioned = torch.from_numpy(toybox_sets.pair_images(args.images)).to(device), run.captioned(tokenizer)
-    test = toybox_sets.pairs(256, split="test")
-    prompts = [toybox_captions.describe(spec) for spec in test.specs]
+    images, captioned = torch.from_numpy(sets.pair_images(args.images)).to(device), run.captioned(tokenizer)
+    test = sets.pairs(256, split="test")
+    prompts = [captions.describe(spec) for spec in test.specs]
     test_ids = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
 
     def pixels(images: Tensor) -> Tensor:

@@ -25,12 +25,12 @@ from tqdm import tqdm
 from transformers import CLIPModel
 
 from course_lib import judge as judging
-from course_lib.data import toybox_captions, toybox_sets
 from course_lib.diffusion.checkpoint import sha256
 from course_lib.latent import stable_diffusion
 from course_lib.metrics import frechet_distance, gaussian, interval
 from course_lib.plots import montage
 from course_lib.settings import CHECKPOINTS, RESULTS, device_name, on_cpu, quick_dtype
+from course_lib.toybox import captions, sets
 
 GUIDANCE = (1.0, 3.0, 5.0, 7.5)
 
@@ -76,9 +76,9 @@ class Bench:
         self.judge = judging.load_judge(device)
         self.clip = CLIPModel.from_pretrained(args.model / "clip", dtype=torch.float32).eval().to(device)
         with self.accelerator.main_process_first():
-            self.test = toybox_sets.pairs(args.prompts, split="test")
-            others = toybox_sets.pairs(4000, split="judge", seed=1).images
-        self.prompts = [toybox_captions.describe(spec) for spec in self.test.specs]
+            self.test = sets.pairs(args.prompts, split="test")
+            others = sets.pairs(4000, split="judge", seed=1).images
+        self.prompts = [captions.describe(spec) for spec in self.test.specs]
         self.others = gaussian(judging.answers(self.judge, others)[1].double())
 
     @torch.no_grad()

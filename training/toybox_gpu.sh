@@ -17,7 +17,7 @@ trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 
 say() { echo "[$SECONDS s] $*"; }
 draw() { # how many, of which split
-  "$python" -c "from course_lib.data.toybox_sets import pair_images; pair_images($1, split='$2')" 2>/dev/null
+  "$python" -c "from course_lib.toybox.sets import pair_images; pair_images($1, split='$2')" 2>/dev/null
   say "$1 pictures are drawn ($2)"
 }
 train() { # name, then the options of training/toybox_<name>.py

@@ -22,13 +22,13 @@ from torch import Tensor
 from toybox_run import Run, common_arguments
 from tqdm import tqdm
 
-from course_lib.data import toybox, toybox_sets
-from course_lib.data.toybox_accessories import ACCESSORIES, EMBLEMS
-from course_lib.data.toybox_pen import LAYOUTS, Look, pick
-from course_lib.data.toybox_subjects import SUBJECTS
 from course_lib.diffusion import checkpoint
 from course_lib.judge import ATTRIBUTES, UNSAID, Judge, answers, correct, labels
 from course_lib.settings import device_name, on_cpu
+from course_lib.toybox import sets, world
+from course_lib.toybox.accessories import ACCESSORIES, EMBLEMS
+from course_lib.toybox.pen import LAYOUTS, Look, pick
+from course_lib.toybox.subjects import SUBJECTS
 
 TAKEN = {subject.look.seed for subject in SUBJECTS.values() if subject.look}
 
@@ -48,11 +48,11 @@ def random_look(rng: np.random.Generator) -> Look:
 def two_views(index: int) -> list[np.ndarray]:
     """Two pictures of one individual: other scenes, places and sizes."""
     rng = np.random.default_rng([104, index])
-    look, noun = random_look(rng), pick(rng, *toybox.CREATURES, *toybox.NOUNS)
-    if look.accessory and look.accessory not in toybox.wearable(noun):
+    look, noun = random_look(rng), pick(rng, *world.CREATURES, *world.NOUNS)
+    if look.accessory and look.accessory not in world.wearable(noun):
         look = replace(look, accessory=None)
-    views = [toybox.sample_spec(rng, noun, relation=None, style="plain", accessory=None) for _ in range(2)]
-    return [toybox.render(replace(view, look=look)) for view in views]
+    views = [world.sample_spec(rng, noun, relation=None, style="plain", accessory=None) for _ in range(2)]
+    return [world.render(replace(view, look=look)) for view in views]
 
 
 def views(count: int, path: Path) -> Tensor:
@@ -93,10 +93,10 @@ def main() -> None:
     run = Run(args, judge, accelerator)
     device = accelerator.device
     individuals = individuals.to(device)
-    images = torch.from_numpy(toybox_sets.pair_images(args.images, split="judge")).to(device)
-    said = labels([toybox_sets.pair_spec(k, split="judge")[0] for k in range(args.images)])
+    images = torch.from_numpy(sets.pair_images(args.images, split="judge")).to(device)
+    said = labels([sets.pair_spec(k, split="judge")[0] for k in range(args.images)])
     said = {name: value.to(device) for name, value in said.items()}
-    test = toybox_sets.pairs(1000, split="test")
+    test = sets.pairs(1000, split="test")
 
     def batch_loss(generator: torch.Generator) -> Tensor:
         draws = torch.Generator(device).manual_seed(generator.initial_seed())

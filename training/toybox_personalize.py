@@ -37,8 +37,6 @@ from transformers import CLIPModel
 
 from course_lib import judge as judging
 from course_lib import settings
-from course_lib.data import toybox_subjects
-from course_lib.data.toybox import Spec, render
 from course_lib.diffusion.checkpoint import sha256
 from course_lib.latent import stable_diffusion
 from course_lib.latent.stable_diffusion import StableDiffusion
@@ -49,11 +47,13 @@ from course_lib.personalization.regularisation import toybox_regularisation
 from course_lib.personalization.saving import Concept, concept_of
 from course_lib.plots import grid, montage
 from course_lib.settings import REPOSITORY, RESULTS, device_name
+from course_lib.toybox import subjects
+from course_lib.toybox.world import Spec, render
 
 SUBJECTS = ("mochi", "biscuit", "tilly", "rollo")  # two pets, two things
 PRIOR = 100  # pictures of the class
 NAMED = ("scene", "accessory", "style", "relation")
-NEW = len(toybox_subjects.NEW_SCENES)  # a subject's first prompts
+NEW = len(subjects.NEW_SCENES)  # a subject's first prompts
 ON_SHEET = {"base": "untouched model", "textual_inversion": "Textual Inversion", "dreambooth": "DreamBooth",
             "lora": "LoRA", "custom_diffusion": "Custom Diffusion"}  # fmt: skip
 
@@ -129,15 +129,15 @@ class Bench:
 
     def references(self, name: str) -> Tensor:
         """The judge's individual vectors of a subject's five reference views: (5, D)."""
-        return self.individual(pixels(toybox_subjects.references(name)))
+        return self.individual(pixels(subjects.references(name)))
 
     def class_samples(self, noun: str) -> Tensor:
         return self.draw([f"a photo of a {noun}"] * 8, seed=7)
 
-    def measure(self, subject: toybox_subjects.Subject, method: str, name: str) -> dict:
+    def measure(self, subject: subjects.Subject, method: str, name: str) -> dict:
         """All figures of one model and subject; `name` stands for the subject in prompts."""
         count, noun = self.args.images, subject.noun
-        templates, fields = zip(*toybox_subjects.prompts(subject.name), strict=True)
+        templates, fields = zip(*subjects.prompts(subject.name), strict=True)
         specs = [subject.spec(seed=0, **f) for f in fields]
         references = self.references(subject.name)
         truth = self.individual(pixels(specs)).repeat_interleave(count, dim=0)
@@ -184,7 +184,7 @@ class Bench:
             shares.append(torch.stack(right).float().mean(0))
         return torch.cat(shares)
 
-    def row(self, subject: toybox_subjects.Subject, method: str) -> dict:
+    def row(self, subject: subjects.Subject, method: str) -> dict:
         """Learn a subject by a method, and measure."""
         make, name = METHODS[method]
         if subject.noun not in self.class_before:
@@ -236,11 +236,11 @@ def measure_missing(args: argparse.Namespace, setting: dict, table: str, row: Ca
         for method in args.methods:
             if method in record_of(args.out, setting, table)[table].get(name, {}):
                 continue
-            measured = row(toybox_subjects.SUBJECTS[name], method)
+            measured = row(subjects.SUBJECTS[name], method)
             record = record_of(args.out, setting, table)
             rows = record[table]
             rows.setdefault(name, {})[method] = measured
-            record[table] = {one: rows[one] for one in toybox_subjects.SUBJECTS if one in rows}
+            record[table] = {one: rows[one] for one in subjects.SUBJECTS if one in rows}
             keep(args.out, record)
             yield name, method, measured
 
@@ -257,10 +257,10 @@ def sheet(args: argparse.Namespace, out: Path) -> None:
             strip = torch.from_numpy(np.array(Image.open(path)))  # (64, NEW * 64, 3)
             tiles += strip.split(strip.shape[0], dim=1)
             labels.append(f"{name}, {label}")
-        subject, prompts = toybox_subjects.SUBJECTS[name], toybox_subjects.prompts(name)[:NEW]
+        subject, prompts = subjects.SUBJECTS[name], subjects.prompts(name)[:NEW]
         tiles += [torch.from_numpy(render(subject.spec(seed=0, **field))) for _, field in prompts]
         labels.append(f"{name}, ground truth")
-    scenes = [scene.split()[-1] for scene in toybox_subjects.NEW_SCENES]
+    scenes = [scene.split()[-1] for scene in subjects.NEW_SCENES]
     fig = grid(torch.stack(tiles).permute(0, 3, 1, 2), NEW, "", labels, scenes, tile=0.7)
     fig.savefig(out, dpi=110, bbox_inches="tight")
     Image.open(out).convert("RGB").quantize(256).save(out, optimize=True)
@@ -281,7 +281,7 @@ def arguments(parser: argparse.ArgumentParser, out: str, images: int) -> argpars
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments(parser, "personalization.json", images=4)
-    parser.add_argument("--subjects", nargs="+", default=list(SUBJECTS), choices=list(toybox_subjects.SUBJECTS))
+    parser.add_argument("--subjects", nargs="+", default=list(SUBJECTS), choices=list(subjects.SUBJECTS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--lr", type=float, help="a learning rate in place of the methods' own, to choose one")
     parser.add_argument("--samples", type=Path, default=Path("runs/personalize"), help="where first samples are kept")

@@ -30,18 +30,18 @@ from toybox_personalize import (
     setting_of,
 )
 
-from course_lib.data import toybox_subjects
 from course_lib.personalization.finetune import finetune
 from course_lib.settings import REPOSITORY
+from course_lib.toybox import subjects
 
 CURVES = ("textual_inversion", "dreambooth", "lora", "custom_diffusion")
 QUARTERS = (0, 1, 2, 3, 4, 6)  # of the method's own steps
 
 
-def curve(bench: Bench, subject: toybox_subjects.Subject, method: str) -> list[dict]:
+def curve(bench: Bench, subject: subjects.Subject, method: str) -> list[dict]:
     """Rows of step, seconds and fidelity, before the first step and at each of QUARTERS."""
     make, name = METHODS[method]
-    prompts = [template.format(name.format(noun=subject.noun)) for template, _ in toybox_subjects.prompts(subject.name)]
+    prompts = [template.format(name.format(noun=subject.noun)) for template, _ in subjects.prompts(subject.name)]
     references, rows = bench.references(subject.name), []
 
     def look(step: int, seconds: float) -> None:

@@ -21,10 +21,11 @@ from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from course_lib.data import toybox_captions, toybox_sets
 from course_lib.diffusion.checkpoint import sha256
 from course_lib.diffusion.train import EMA
 from course_lib.settings import device_name
+from course_lib.toybox import sets
+from course_lib.toybox.captions import caption
 
 
 def common_arguments(parser: argparse.ArgumentParser, out: str, batch_size: int, lr: float, steps: int) -> None:
@@ -199,9 +200,9 @@ class Captioned(Dataset):
         rows = torch.randint(self.args.images, (self.args.batch_size,), generator=generator)
         dropped = (torch.rand(len(rows), generator=generator) < self.drop).tolist()
         words = np.random.default_rng(rows.tolist())
-        captions = [toybox_captions.caption(toybox_sets.pair_spec(row)[0], words) for row in rows.tolist()]
-        captions = ["" if drop else caption for drop, caption in zip(dropped, captions, strict=True)]
-        return rows, self.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        lines = [caption(sets.pair_spec(row)[0], words) for row in rows.tolist()]
+        lines = ["" if drop else line for drop, line in zip(dropped, lines, strict=True)]
+        return rows, self.tokenizer(lines, padding="max_length", truncation=True, return_tensors="pt").input_ids
 
 
 def ship(model: nn.Module, folder: Path, run: Run, **about) -> None:
@@ -217,7 +218,7 @@ def ship(model: nn.Module, folder: Path, run: Run, **about) -> None:
     with contextlib.suppress(FileNotFoundError):
         rows = [json.loads(line) for line in run.log.read_text().splitlines()]
     facts = dict(
-        about, data="Toybox pictures with captions, drawn by course_lib/data/toybox_sets.py", steps=run.step,
+        about, data="Toybox pictures with captions, drawn by course_lib/toybox/sets.py", steps=run.step,
         minutes=round(run.minutes, 1), batch_size=args.batch_size, lr=args.lr, seed=args.seed,
         ema=args.ema, images=args.images, processes=run.accelerator.num_processes, device=device_name(),
         threads=torch.get_num_threads(), precision=args.precision, torch=torch.__version__,

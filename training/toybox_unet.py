@@ -25,11 +25,11 @@ from toybox_run import Run, common_arguments, ship
 from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from course_lib.data import toybox_sets
 from course_lib.diffusion import guidance, samplers, schedule
 from course_lib.diffusion.ddpm import simple_loss
 from course_lib.plots import montage
 from course_lib.settings import on_cpu
+from course_lib.toybox import sets
 
 PARTS = Path("data/checkpoints/toybox-sd")
 CONFIG = dict(
@@ -167,7 +167,7 @@ def main() -> None:
         encoder = vae.state_dict().items()  # the decoder may be trained further: the latents stay valid
         weights = b"".join(v.cpu().numpy().tobytes() for name, v in encoder if name.startswith(("encoder", "quant")))
         key = hashlib.sha256(weights).hexdigest()[:12]
-        images = toybox_sets.pair_images(args.images)
+        images = sets.pair_images(args.images)
         latents = cached_latents(vae, images, args.out / f"latents-{key}.pt").to(accelerator.device)
         del images  # only the latents are needed from here on
     captioned = run.captioned(tokenizer, drop=0.1)

@@ -24,9 +24,9 @@ from PIL import Image
 from torch import Tensor
 from toybox_run import Run, common_arguments, ship
 
-from course_lib.data import toybox_sets
 from course_lib.plots import montage
 from course_lib.settings import on_cpu
+from course_lib.toybox import sets
 
 CONFIG = dict(
     in_channels=3, out_channels=3, block_out_channels=(16, 32, 96), layers_per_block=1,
@@ -137,14 +137,14 @@ def main() -> None:
     args = parser.parse_args()
     accelerator = Accelerator(mixed_precision=args.precision, cpu=on_cpu())
     torch.manual_seed(args.seed)
-    images = torch.from_numpy(toybox_sets.pair_images(args.images)).to(accelerator.device)
+    images = torch.from_numpy(sets.pair_images(args.images)).to(accelerator.device)
     vae = AutoencoderKL(**CONFIG, latent_channels=args.latent_channels)
     if args.start_from:
         vae = AutoencoderKL.from_pretrained(args.start_from, torch_dtype=torch.float32)
     linear_encoder(vae, pixels(images[:4096]).cpu())
     run = Run(args, vae, accelerator)
     run.freeze(vae.encoder, vae.quant_conv)
-    held_out = pixels(toybox_sets.pair_images(256, split="test")).to(accelerator.device)
+    held_out = pixels(sets.pair_images(256, split="test")).to(accelerator.device)
 
     def batch_loss(generator: torch.Generator) -> Tensor:
         draws = torch.Generator(accelerator.device).manual_seed(generator.initial_seed())

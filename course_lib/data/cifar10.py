@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from course_lib.data import toybox_sets
 from course_lib.settings import cache_dir, pick
+from course_lib.toybox import sets
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -74,8 +74,8 @@ def toybox10() -> Dataset:
     In the profile smoke only 1,500 + 400 of them are drawn.
     """
     train, test = pick(smoke=(1_500, 400), cpu=(50_000, 10_000), gpu=(50_000, 10_000))
-    arrays = toybox_sets.toybox10(train, test, cache_dir=cache_dir())
-    return _dataset("Toybox-10", "the renderer of this course (no CIFAR-10 found)", toybox_sets.CLASSES, arrays)
+    arrays = sets.toybox10(train, test, cache_dir=cache_dir())
+    return _dataset("Toybox-10", "the renderer of this course (no CIFAR-10 found)", sets.CLASSES, arrays)
 
 
 def _from_path(path: Path) -> Dataset:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-from course_lib.data.toybox import render
-from course_lib.data.toybox_sets import pair_spec
 from course_lib.latent.stable_diffusion import StableDiffusion
 from course_lib.personalization import concept
 from course_lib.personalization.concept import Examples
 from course_lib.personalization.custom_diffusion import retrieve
+from course_lib.toybox.sets import pair_spec
+from course_lib.toybox.world import render
 
 SEARCHED = 2000  # captions that are searched, at least
 

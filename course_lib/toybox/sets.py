@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from course_lib.data.toybox import RENDERER_VERSION, Spec, check_count, render, sample_spec
-from course_lib.data.toybox_captions import caption
-from course_lib.data.toybox_nouns import NOUNS as FIRST_NOUNS
-from course_lib.data.toybox_pen import COLOURS, FIRST_PATTERNS, pick
-from course_lib.data.toybox_scenes import FIRST_SCENES
+from course_lib.toybox.captions import caption
+from course_lib.toybox.first_ten import NOUNS as FIRST_NOUNS
+from course_lib.toybox.pen import COLOURS, FIRST_PATTERNS, pick
+from course_lib.toybox.scenes import FIRST_SCENES
+from course_lib.toybox.world import RENDERER_VERSION, Spec, check_count, render, sample_spec
 
 SMALL = 2000  # below this many pictures, starting worker processes costs more than it saves
 CHUNK = 500  # pictures in one worker's job

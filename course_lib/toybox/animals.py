@@ -1,11 +1,11 @@
-"""Five more animals of the Toybox world, one drawing function each, written like those of toybox_nouns.py.
+"""Five more animals of the Toybox world, one drawing function each, written like those of first_ten.py.
 
 Each function takes a Pen and a random generator, draws in the object's own square box from back to front, and ends by
 telling the pen where the animal can wear things. Heads that occur twice are drawn in units of their radius r.
 To add an animal, write its function and put it in ANIMALS.
 """
 
-from course_lib.data.toybox_pen import (
+from course_lib.toybox.pen import (
     COLOURS,
     CREAM,
     INK,

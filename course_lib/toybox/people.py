@@ -6,7 +6,7 @@ the same generator state draws the same person in every shirt.
 
 import numpy as np
 
-from course_lib.data.toybox_pen import COLOURS, CREAM, INK, ROSE, WHITE, blob, deepen, mix, oval, pick, poly, smooth
+from course_lib.toybox.pen import COLOURS, CREAM, INK, ROSE, WHITE, blob, deepen, mix, oval, pick, poly, smooth
 
 SKINS = ((255, 226, 200), (246, 200, 160), (224, 168, 120), (172, 116, 76), (122, 78, 56))
 HAIRS = ((48, 40, 50), (92, 56, 40), (150, 92, 48), (238, 196, 96), (208, 96, 44), (190, 190, 198))

@@ -7,7 +7,7 @@ Each function takes a Scenery `s` and its generator's `uniform` as `u`, and draw
 import numpy as np
 from PIL import Image, ImageDraw
 
-from course_lib.data.toybox_pen import WHITE, WOOD, disc, mix
+from course_lib.toybox.pen import WHITE, WOOD, disc, mix
 
 _ACROSS = np.linspace(0, 1, 33)
 

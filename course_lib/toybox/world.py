@@ -2,8 +2,8 @@
 
 A picture shows an object (a noun with a colour, a pattern, perhaps an accessory) in a scene, in a picture style, alone
 or with a second object in a relation: "a cat on a chair". A `Spec` says all that is needed to draw it; `sample_spec`
-draws one at random and `render` turns it into pixels at any size. Words are made in toybox_captions.py, data sets in
-toybox_sets.py, subjects that no caption can describe in toybox_subjects.py. The drawing is in toybox_pen.py (colours,
+draws one at random and `render` turns it into pixels at any size. Words are made in captions.py, data sets in
+sets.py, subjects that no caption can describe in subjects.py. The drawing is in pen.py (colours,
 shapes, patterns), one file for each family of nouns, and toybox_{accessories,scenes,styles}.py.
 
 Used by: notebooks/05_latent_diffusion.ipynb.
@@ -14,14 +14,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image, ImageChops
 
-from course_lib.data.toybox_accessories import ACCESSORIES, EMBLEMS, put_on
-from course_lib.data.toybox_animals import ANIMALS
-from course_lib.data.toybox_nouns import NOUNS as FIRST_NOUNS
-from course_lib.data.toybox_pen import COLOURS, INK, PATTERNS, Look, Pen, pick
-from course_lib.data.toybox_people import PEOPLE
-from course_lib.data.toybox_scenes import DARK_SCENES, SCENES, Scenery
-from course_lib.data.toybox_styles import STYLES, SUBJECT_STYLES
-from course_lib.data.toybox_things import THINGS
+from course_lib.toybox.accessories import ACCESSORIES, EMBLEMS, put_on
+from course_lib.toybox.animals import ANIMALS
+from course_lib.toybox.first_ten import NOUNS as FIRST_NOUNS
+from course_lib.toybox.pen import COLOURS, INK, PATTERNS, Look, Pen, pick
+from course_lib.toybox.people import PEOPLE
+from course_lib.toybox.scenes import DARK_SCENES, SCENES, Scenery
+from course_lib.toybox.styles import STYLES, SUBJECT_STYLES
+from course_lib.toybox.things import THINGS
 
 RENDERER_VERSION = 1  # part of every cache file's name: raise it whenever a picture changes
 NOUNS = FIRST_NOUNS | ANIMALS | THINGS | PEOPLE

@@ -9,9 +9,9 @@ Used by: notebooks/05_latent_diffusion.ipynb.
 
 import numpy as np
 
-from course_lib.data.toybox import CREATURES, Spec, sample_spec
-from course_lib.data.toybox_pen import pick
-from course_lib.data.toybox_people import PEOPLE
+from course_lib.toybox.pen import pick
+from course_lib.toybox.people import PEOPLE
+from course_lib.toybox.world import CREATURES, Spec, sample_spec
 
 SYNONYMS = {
     "cat": "kitten", "dog": "puppy", "rabbit": "bunny", "boat": "ship", "house": "cottage", "backpack": "rucksack",

@@ -7,7 +7,7 @@ To add a noun, write its function and put it in THINGS.
 
 import numpy as np
 
-from course_lib.data.toybox_pen import (
+from course_lib.toybox.pen import (
     COLOURS,
     CREAM,
     GLASS,

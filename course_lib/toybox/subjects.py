@@ -4,7 +4,7 @@ What makes a subject one of a kind (two tones laid out in a way of its own, an e
 caption, and no training picture shows it: training specs have no look and no subject style. The renderer gives the
 ground truth of a subject in every scene, accessory, relation and style.
 
-    python -m course_lib.data.toybox_subjects --out data/subjects       writes the reference views and subjects.json
+    python -m course_lib.toybox.subjects --out data/subjects       writes the reference views and subjects.json
 
 To add a subject, put it in SUBJECTS.
 """
@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from course_lib.data.toybox import CONTAINERS, CREATURES, NOUNS, SITTERS, SUPPORTS, Spec, render, sample_spec
-from course_lib.data.toybox_captions import describe
-from course_lib.data.toybox_pen import Look
-from course_lib.data.toybox_scenes import SCENES
+from course_lib.toybox.captions import describe
+from course_lib.toybox.pen import Look
+from course_lib.toybox.scenes import SCENES
+from course_lib.toybox.world import CONTAINERS, CREATURES, NOUNS, SITTERS, SUPPORTS, Spec, render, sample_spec
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ there. To add an accessory, write its function and put it in ACCESSORIES with th
 import numpy as np
 from PIL import Image, ImageDraw
 
-from course_lib.data.toybox_pen import INK, WHITE, blob, box, deepen, mix, oval, pick, poly, smooth, tube
+from course_lib.toybox.pen import INK, WHITE, blob, box, deepen, mix, oval, pick, poly, smooth, tube
 
 NIGHT = (52, 54, 96)  # behind pale emblems
 
