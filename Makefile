@@ -38,10 +38,10 @@ lab: $(STAMP) ## open the course in JupyterLab
 	$(PY) -m jupyterlab $(if $(CI),--no-browser) $(ROOT) notebooks/00_start_here.ipynb
 
 course: $(STAMP) ## run every notebook and time it (PROFILE=smoke|cpu|gpu, ONLY="01 03")
-	$(PY) -m course_lib.run_course $(if $(PROFILE),--profile $(PROFILE)) $(if $(ONLY),--only $(ONLY))
+	$(PY) tools/run_course.py $(if $(PROFILE),--profile $(PROFILE)) $(if $(ONLY),--only $(ONLY))
 
 notebooks: $(STAMP) ## the same, and keep the outputs in the notebooks
-	$(PY) -m course_lib.run_course --write $(if $(PROFILE),--profile $(PROFILE)) $(if $(ONLY),--only $(ONLY))
+	$(PY) tools/run_course.py --write $(if $(PROFILE),--profile $(PROFILE)) $(if $(ONLY),--only $(ONLY))
 
 test: $(STAMP) ## all tests, and every notebook in the smoke profile
 	COURSE_PROFILE=smoke $(PY) -m pytest --nbval-lax --nbval-current-env \
@@ -52,11 +52,11 @@ lint: $(STAMP) ## ruff: rules and formatting
 	$(PY) -m ruff format --check .
 
 claims: $(STAMP) ## measure the methods of Part 4 and judge the claims (rows that are there already stay)
-	$(PY) training/toybox_personalize.py
-	$(PY) training/toybox_claims.py
+	$(PY) measurements/methods.py
+	$(PY) measurements/claims.py
 
 readme: $(STAMP) ## fill the tables of README.md from data/results/ and data/checkpoints/
-	$(PY) benchmarks/readme.py
+	$(PY) tools/readme.py
 
 slides: ## build the slide decks
 	bash slides/build.sh
@@ -70,7 +70,7 @@ train-toybox: $(STAMP) ## train and measure everything of the Toybox from nothin
 	$(BIN)/$(LAUNCH) training/toybox_clip.py --minutes $(MINUTES) --ship $(SD)
 	$(BIN)/$(LAUNCH) training/toybox_unet.py --minutes $(MINUTES) --ship $(SD)
 	$(BIN)/$(LAUNCH) training/toybox_judge.py --minutes $(MINUTES) --ship data/checkpoints/toybox-judge
-	$(BIN)/$(LAUNCH) training/toybox_evaluate.py
+	$(BIN)/$(LAUNCH) measurements/toybox_model.py
 
 lock: $(STAMP) ## write requirements.lock again (LOCK_FLAGS=--upgrade for the newest versions)
 	$(PY) -m uv pip compile -q --universal --python-version 3.10 --custom-compile-command "make lock" \

@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 from course_lib.diffusion import guidance, samplers, schedule
 from course_lib.diffusion.train import Training
 from course_lib.diffusion.unet import UNet
-from course_lib.settings import CHECKPOINTS, RESULTS, device_name, mixed_precision
+from course_lib.environment import CHECKPOINTS, RESULTS, device_name, mixed_precision
 
 SCHEDULE = schedule.linear()
 MIN_ROUNDS = 3

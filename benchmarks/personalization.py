@@ -45,6 +45,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from course_lib.diffusion.ddpm import noise_errors
+from course_lib.environment import RESULTS, device_name, quick_dtype
 from course_lib.latent.stable_diffusion import StableDiffusion, load
 from course_lib.personalization import custom_diffusion, dreambooth, textual_inversion
 from course_lib.personalization.concept import OBJECT, encode, open_images, picture_size, to_tensor
@@ -52,7 +53,6 @@ from course_lib.personalization.finetune import Recipe, Settings, finetune
 from course_lib.personalization.memory import GIB, memory_plan
 from course_lib.personalization.regularisation import SEARCHED
 from course_lib.personalization.saving import load_concept
-from course_lib.settings import RESULTS, device_name, quick_dtype
 from course_lib.toybox.sets import pair_spec
 from course_lib.toybox.world import render
 

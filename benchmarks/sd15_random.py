@@ -22,8 +22,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from course_lib.environment import RESULTS, device_name
 from course_lib.latent.stable_diffusion import StableDiffusion
-from course_lib.settings import RESULTS, device_name
 
 # The config.json files of Stable Diffusion 1.5, as far as they differ from the defaults or say how large something is.
 TEXT_ENCODER = dict(

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import __version__ as pillow
 
-from course_lib.settings import RESULTS
+from course_lib.environment import RESULTS
 from course_lib.toybox.world import render, sample_spec
 
 

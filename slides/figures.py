@@ -26,8 +26,8 @@ from course_lib import plots
 from course_lib.data import cifar10
 from course_lib.diffusion import checkpoint, guidance, samplers, schedule
 from course_lib.diffusion.ddpm import posterior, predict_x0, q_sample
+from course_lib.environment import CHECKPOINTS, RESULTS, device_name
 from course_lib.plots import BLACK, BLUE, GREEN, ORANGE, PINK, RED, SKY
-from course_lib.settings import CHECKPOINTS, RESULTS, device_name
 from course_lib.toybox import sets, world
 
 GREY = "#59626c"

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from course_lib.diffusion import checkpoint
-from course_lib.metrics import SmallClassifier
-from course_lib.settings import CHECKPOINTS
+from course_lib.environment import CHECKPOINTS
+from course_lib.evaluation.metrics import SmallClassifier
 
 # a folder with model_index.json is a pipeline: tests/test_toybox_weights.py looks at its parts
 SHIPPED = sorted(path.parent for path in CHECKPOINTS.glob("*/config.json"))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from course_lib.data import cifar10
-from course_lib.settings import cache_dir
+from course_lib.environment import cache_dir
 from course_lib.toybox import sets
 
 

@@ -1,21 +1,18 @@
 """Claims: verdicts follow from differences and intervals, and what the record says is what is printed."""
 
 import json
-import sys
 from pathlib import Path
 
+import claims as toybox_claims
 import nbformat
+import plateau as toybox_plateau
 import pytest
 import torch
 
-from course_lib import claims
-from course_lib.metrics import interval
+from course_lib.evaluation import claims
+from course_lib.evaluation.metrics import interval
 
 REPO = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPO / "training"))
-
-import toybox_claims  # noqa: E402
-import toybox_plateau  # noqa: E402
 
 KEYS = ("fidelity", "drift", "spread", "diversity", "others")
 LEVELS = {  # fidelity, drift, spread, diversity, others of an invented world in which all claims hold
@@ -84,10 +81,10 @@ def test_a_difference_within_its_interval_can_not_be_told():
 
 def test_two_subjects_are_found_in_either_order():
     """The ground truth beats pictures of the two classes without the subjects, mirrored or not."""
-    from course_lib import judge as judging
+    from course_lib.evaluation.judge import load_judge
 
     class Stub:
-        judge = judging.load_judge()
+        judge = load_judge()
         args = None
 
         def individual(self, x):
@@ -132,8 +129,8 @@ WORSE = {"untouched model": 0.2, "ground truth": 0.9, "joint": 0.6, "merged": 0.
 
 def test_claims_on_two_subjects_follow_all_pairs():
     scores = found(**WORSE)
-    for judge in (toybox_claims.c16, toybox_claims.c17, toybox_claims.c19):
-        claim = judge(scores)
+    for rule in (toybox_claims.c16, toybox_claims.c17, toybox_claims.c19):
+        claim = rule(scores)
         assert claim["verdict"] == "holds" and "nan" not in claim["measured"]
     assert toybox_claims.c16(scores)["values"]["difference"]["count"] == 24
     assert list(toybox_claims.c16(scores)["values"]["by_pair"]) == ["a b", "c d"]

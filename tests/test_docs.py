@@ -13,7 +13,11 @@ PARTS = ("diffusion", "latent", "editing", "personalization")
 LESSONS = sorted(path for part in PARTS for path in (LIBRARY / part).glob("*.py") if path.name != "__init__.py")
 # The other files of toybox/ are how the renderer draws: nothing of them is called from elsewhere.
 DATA = [LIBRARY / f"{name}.py" for name in ("data/cifar10", "toybox/world", "toybox/captions", "toybox/sets")]
-FILES = [*LESSONS, *DATA, *(LIBRARY / f"{name}.py" for name in ("judge", "metrics", "plots", "settings"))]
+FILES = [
+    *LESSONS,
+    *DATA,
+    *(LIBRARY / f"{name}.py" for name in ("evaluation/judge", "evaluation/metrics", "plots", "environment")),
+]
 NOTEBOOK = r"notebooks/\w+\.ipynb"
 each = pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(REPO).as_posix())
 

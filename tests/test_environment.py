@@ -1,114 +1,84 @@
-"""pyproject.toml (ranges), requirements.lock (exact versions) and environment.yml (the same for conda) must agree."""
-
-import re
-from pathlib import Path
+"""Profiles and sizes."""
 
 import pytest
-import yaml
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
-from packaging.version import Version
+import torch
 
-try:
-    import tomllib
-except ModuleNotFoundError:  # Python 3.10
-    import tomli as tomllib
+from course_lib import environment
 
-REPO = Path(__file__).resolve().parents[1]
-PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
-SYSTEMS = {"linux": ("posix", "x86_64"), "darwin": ("posix", "arm64"), "win32": ("nt", "AMD64")}
-PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-DIRECT = [Requirement(text) for text in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]]
+SIZES = dict(smoke=1, cpu=2, gpu=3)
 
 
-def marker_env(python, system="linux"):
-    os_name, machine = SYSTEMS[system]
-    return {
-        "python_version": python,
-        "python_full_version": python + ".5",
-        "sys_platform": system,
-        "os_name": os_name,
-        "platform_machine": machine,
-        "implementation_name": "cpython",
-        "platform_python_implementation": "CPython",
-    }
+@pytest.mark.parametrize("name", environment.PROFILES)
+def test_the_profile_picks_the_size(monkeypatch, name):
+    monkeypatch.setenv("COURSE_PROFILE", name)
+    assert environment.profile() == name
+    assert environment.pick(**SIZES) == SIZES[name]
 
 
-def applies(requirement, env):
-    return requirement.marker is None or requirement.marker.evaluate(env)
+@pytest.mark.parametrize(("accelerator", "expected"), [(None, "cpu"), ("cuda", "gpu"), ("mps", "gpu")])
+@pytest.mark.parametrize("value", [None, ""])
+def test_without_a_word_the_machine_decides(monkeypatch, value, accelerator, expected):
+    monkeypatch.delenv("COURSE_PROFILE") if value is None else monkeypatch.setenv("COURSE_PROFILE", value)
+    monkeypatch.setattr(environment, "_accelerator", lambda: accelerator)
+    assert environment.profile() == expected
+    assert environment.device() == torch.device(accelerator or "cpu")
 
 
-def pin(requirement):
-    """The exact version of `name==version`."""
-    (only,) = requirement.specifier
-    assert only.operator == "==" and not only.version.endswith("*"), f"{requirement} is not an exact version"
-    return Version(only.version)
+@pytest.mark.parametrize("name", ["smoke", "cpu"])
+def test_small_profiles_stay_on_the_cpu(monkeypatch, name):
+    monkeypatch.setenv("COURSE_PROFILE", name)
+    monkeypatch.setattr(environment, "_accelerator", lambda: "cuda")
+    assert environment.device() == torch.device("cpu")
 
 
-def locked(python, system="linux"):
-    """{name: version} that pip takes from requirements.lock there."""
-    versions, env = {}, marker_env(python, system)
-    for line in (REPO / "requirements.lock").read_text(encoding="utf-8").splitlines():
-        text = line.partition("#")[0].strip()
-        if text and applies(requirement := Requirement(text), env):
-            name = canonicalize_name(requirement.name)
-            assert name not in versions, f"{name} is pinned twice for Python {python} on {system}"
-            versions[name] = pin(requirement)
-    return versions
+def test_the_gpu_profile_falls_back_to_the_cpu(monkeypatch):
+    monkeypatch.setenv("COURSE_PROFILE", "gpu")
+    monkeypatch.setattr(environment, "_accelerator", lambda: None)
+    assert environment.device() == torch.device("cpu")
 
 
-def conda_environment():
-    """(conda packages, pip requirements, pip options) of environment.yml."""
-    packages = yaml.safe_load((REPO / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
-    pip = next(entry["pip"] for entry in packages if isinstance(entry, dict))
-    options = [text for text in pip if text.startswith("-")]
-    return [e for e in packages if isinstance(e, str)], [Requirement(t) for t in pip if t not in options], options
+def test_an_unknown_profile_is_refused(monkeypatch):
+    monkeypatch.setenv("COURSE_PROFILE", "fast")
+    for call in (environment.profile, environment.device, lambda: environment.pick(**SIZES)):
+        with pytest.raises(ValueError, match=r"^COURSE_PROFILE: expected one of smoke, cpu, gpu, got 'fast'$"):
+            call()
 
 
-@pytest.mark.parametrize("system", SYSTEMS)
-@pytest.mark.parametrize("python", PYTHONS)
-def test_lock_holds_every_direct_dependency_inside_its_range(python, system):
-    versions = locked(python, system)
-    for requirement in DIRECT:
-        if applies(requirement, marker_env(python, system)):
-            version = versions.get(canonicalize_name(requirement.name))
-            assert version is not None, f"{requirement.name} is missing from requirements.lock: run `make lock`"
-            assert version in requirement.specifier, (
-                f"requirements.lock has {requirement.name} {version}: {requirement}"
-            )
+@pytest.mark.parametrize(
+    ("sizes", "got"),
+    [
+        ({}, "nothing"),
+        ({"smoke": 1, "cpu": 2}, "smoke, cpu"),
+        ({**SIZES, "tpu": 4}, "smoke, cpu, gpu, tpu"),
+    ],
+)
+def test_sizes_for_every_profile_and_no_other(sizes, got):
+    with pytest.raises(ValueError, match=rf"^sizes: expected exactly smoke, cpu, gpu, got {got}$"):
+        environment.pick(**sizes)
 
 
-def test_environment_yml_has_the_versions_of_the_lock():
-    versions = locked("3.12")
-    different = []
-    for requirement in conda_environment()[1]:
-        in_lock = versions.get(canonicalize_name(requirement.name))
-        if in_lock != pin(requirement):
-            different.append(f"{requirement.name}: environment.yml {pin(requirement)}, lock {in_lock}")
-    assert not different, different
+def test_the_cache_is_where_the_variable_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("COURSE_CACHE", str(tmp_path / "here"))
+    assert environment.cache_dir() == tmp_path / "here"
+    monkeypatch.delenv("COURSE_CACHE")
+    assert environment.cache_dir().parts[-2:] == (".cache", "personalization-course")
 
 
-def test_environment_yml_names_every_direct_dependency_and_the_course():
-    conda, pinned, options = conda_environment()
-    wanted = {canonicalize_name(r.name) for r in DIRECT if applies(r, marker_env("3.12"))}
-    assert {canonicalize_name(r.name) for r in pinned} == wanted
-    assert "python=3.12" in conda and "-e ." in options and "-c requirements.lock" in options
+def test_the_device_has_a_name():
+    assert environment.device_name()
 
 
-def test_supported_pythons_are_the_tested_ones():
-    declared = [c.rpartition(" ")[2] for c in PROJECT["classifiers"] if re.search(r":: 3\.\d+$", c)]
-    assert declared == PYTHONS
-    assert PROJECT["requires-python"] == ">=3.10,<3.14"
+@pytest.mark.parametrize(("capability", "name"), [((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")])
+def test_half_precision_on_a_gpu_follows_its_age(monkeypatch, capability, name):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert environment.mixed_precision(torch.device("cuda")) == name
 
 
-def test_lock_names_no_host_and_no_folder():
-    found = re.search(
-        r"(?m)^-|://|file:|(?<!\S)/\S+|(?<!\S)\.{1,2}/", (REPO / "requirements.lock").read_text(encoding="utf-8")
-    )
-    assert found is None, found
-
-
-def test_pre_commit_runs_the_ruff_of_the_lock():
-    hooks = yaml.safe_load((REPO / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
-    (ruff,) = [repo["rev"] for repo in hooks if repo["repo"].endswith("/ruff-pre-commit")]
-    assert ruff == f"v{locked('3.12')['ruff']}"
+def test_half_precision_is_off_where_it_does_not_pay(monkeypatch):
+    assert environment.mixed_precision(torch.device("mps")) == "no"
+    monkeypatch.setattr(environment, "mixed_precision", lambda on: "no")
+    with environment.autocast(torch.device("cpu")):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+    monkeypatch.setattr(environment, "mixed_precision", lambda on: "bf16")
+    with environment.autocast(torch.device("cpu")):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from course_lib.judge import ATTRIBUTES, UNSAID, Judge, answers, correct, labels, load_judge
-from course_lib.settings import CHECKPOINTS
+from course_lib.environment import CHECKPOINTS
+from course_lib.evaluation.judge import ATTRIBUTES, UNSAID, Judge, answers, correct, labels, load_judge
 from course_lib.toybox.sets import pair_spec
 from course_lib.toybox.world import NOUNS, render, sample_spec
 

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from course_lib.metrics import (
+from course_lib.evaluation.metrics import (
     SmallClassifier,
     accuracy,
     diversity,

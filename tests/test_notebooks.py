@@ -5,8 +5,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-
-from course_lib.run_course import last_state, leaked_paths, tidy
+from run_course import last_state, leaked_paths, tidy
 
 try:
     import tomllib

@@ -10,7 +10,7 @@ REPO = Path(__file__).resolve().parents[1]
 
 def test_tables_are_the_measured_ones():
     run = subprocess.run(
-        [sys.executable, "benchmarks/readme.py", "--check"], cwd=REPO, capture_output=True, text=True, encoding="utf-8"
+        [sys.executable, "tools/readme.py", "--check"], cwd=REPO, capture_output=True, text=True, encoding="utf-8"
     )
     assert run.returncode == 0, run.stderr
 

@@ -8,13 +8,16 @@ import pytest
 LIBRARY = Path(__file__).resolve().parents[1] / "course_lib"
 FILES = sorted(LIBRARY.rglob("*.py"))
 # For notebooks, training and tests only: nothing in a part of the course leans on them.
-OUTSIDE = {"judge", "metrics", "plots", "claims", "widgets", "checks", "run_course", "personalize"}
+OUTSIDE = {"evaluation", "plots", "widgets", "checks", "cli", "personalize"}
 FORBIDDEN = {
     "diffusion": {"latent", "editing", "personalization"} | OUTSIDE,
     "latent": {"editing", "personalization"} | OUTSIDE,
     "editing": {"personalization"} | OUTSIDE,
     "personalization": {"editing"} | OUTSIDE,
     "data": OUTSIDE,
+    "toybox": {"diffusion", "latent", "editing", "personalization"} | OUTSIDE,
+    "environment": {"diffusion", "latent", "editing", "personalization"} | OUTSIDE,
+    "evaluation": {"cli", "personalize", "plots", "widgets", "checks"},
 }
 MAX_LINES = 400
 

@@ -26,9 +26,8 @@ from course_lib.toybox.pen import COLOURS, PATTERNS
 from course_lib.toybox.sets import pair_spec, pairs
 from course_lib.toybox.world import NOUNS
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "training"))  # the scripts import each other by name
 toybox_run, toybox_clip, toybox_unet, toybox_vae = map(
-    importlib.import_module, ("toybox_run", "toybox_clip", "toybox_unet", "toybox_vae")
+    importlib.import_module, ("run", "toybox_clip", "toybox_unet", "toybox_vae")
 )
 Run = toybox_run.Run
 close = torch.testing.assert_close
@@ -110,13 +109,13 @@ def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path, monkeypa
 # Each process writes a file of its own: lines that two of them print may run into each other.
 TWO = """
 import sys
-sys.path[:0] = sys.argv[1:3]
+sys.path[:0] = sys.argv[1:4]
 from test_toybox_training import new_run, regression
 from safetensors.torch import save_file
-run = new_run(sys.argv[3], steps=5)
+run = new_run(sys.argv[4], steps=5)
 run.train(regression(run))
 count, index = run.accelerator.num_processes, run.accelerator.process_index
-save_file({"weight": run.net.weight.detach()}, f"{sys.argv[3]}-{index}-of-{count}.safetensors")
+save_file({"weight": run.net.weight.detach()}, f"{sys.argv[4]}-{index}-of-{count}.safetensors")
 """
 
 
@@ -124,7 +123,7 @@ def test_two_processes_train_one_model(tmp_path):
     tests = Path(__file__).resolve().parent
     (tmp_path / "two.py").write_text(TWO)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    folders = [str(tests), str(tests.parent), str(tmp_path / "run")]
+    folders = [str(tests), str(tests.parent), str(tests.parent / "training"), str(tmp_path / "run")]
     done = subprocess.run([*torchrun, str(tmp_path / "two.py"), *folders], capture_output=True, text=True,
                           timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from course_lib.data import cifar10
 from course_lib.diffusion import checkpoint
-from course_lib.metrics import SmallClassifier, accuracy, features_and_logits, gaussian
-from course_lib.settings import CHECKPOINTS, device_name, on_cpu
+from course_lib.environment import CHECKPOINTS, device_name, on_cpu
+from course_lib.evaluation.metrics import SmallClassifier, accuracy, features_and_logits, gaussian
 
 
 def arguments() -> argparse.Namespace:

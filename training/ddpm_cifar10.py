@@ -22,7 +22,7 @@ from course_lib.data import cifar10
 from course_lib.diffusion import checkpoint, guidance, samplers, schedule
 from course_lib.diffusion.train import Training
 from course_lib.diffusion.unet import UNet
-from course_lib.settings import device_name, on_cpu
+from course_lib.environment import device_name, on_cpu
 
 
 def arguments() -> argparse.Namespace:

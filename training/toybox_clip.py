@@ -15,12 +15,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from run import Run, common_arguments, ship
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
-from toybox_run import Run, common_arguments, ship
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from course_lib.settings import on_cpu
+from course_lib.environment import on_cpu
 from course_lib.toybox import captions, sets
 
 LENGTH = 32  # tokens of a prompt

@@ -18,13 +18,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from run import Run, common_arguments
 from torch import Tensor
-from toybox_run import Run, common_arguments
 from tqdm import tqdm
 
 from course_lib.diffusion import checkpoint
-from course_lib.judge import ATTRIBUTES, UNSAID, Judge, answers, correct, labels
-from course_lib.settings import device_name, on_cpu
+from course_lib.environment import device_name, on_cpu
+from course_lib.evaluation.judge import ATTRIBUTES, UNSAID, Judge, answers, correct, labels
 from course_lib.toybox import sets, world
 from course_lib.toybox.accessories import ACCESSORIES, EMBLEMS
 from course_lib.toybox.pen import LAYOUTS, Look, pick

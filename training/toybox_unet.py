@@ -20,15 +20,15 @@ from accelerate import Accelerator
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
+from run import Run, common_arguments, ship
 from torch import Tensor
-from toybox_run import Run, common_arguments, ship
 from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from course_lib.diffusion import guidance, samplers, schedule
 from course_lib.diffusion.ddpm import simple_loss
+from course_lib.environment import on_cpu
 from course_lib.plots import montage
-from course_lib.settings import on_cpu
 from course_lib.toybox import sets
 
 PARTS = Path("data/checkpoints/toybox-sd")

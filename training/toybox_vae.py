@@ -21,11 +21,11 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
 from PIL import Image
+from run import Run, common_arguments, ship
 from torch import Tensor
-from toybox_run import Run, common_arguments, ship
 
+from course_lib.environment import on_cpu
 from course_lib.plots import montage
-from course_lib.settings import on_cpu
 from course_lib.toybox import sets
 
 CONFIG = dict(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from course_lib.diffusion.ddpm import simple_loss
 from course_lib.diffusion.guidance import drop_condition
 from course_lib.diffusion.schedule import Schedule
-from course_lib.settings import on_cpu
+from course_lib.environment import on_cpu
 
 
 class EMA:

@@ -14,7 +14,7 @@ from pathlib import Path
 from huggingface_hub import model_info, snapshot_download
 from huggingface_hub.errors import DisabledRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-from course_lib.settings import CHECKPOINTS
+from course_lib.environment import CHECKPOINTS
 
 WEIGHTS = ("text_encoder", "unet", "vae")
 TIMEOUT = 5  # seconds to wait for the hub's first answer

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-from course_lib import settings
+from course_lib import environment
 from course_lib.diffusion import guidance, samplers, schedule
 from course_lib.diffusion.ddpm import EpsModel
 from course_lib.latent import registry, text
@@ -221,12 +221,12 @@ def load(name: str | Path = "toybox", device: torch.device | str | None = None, 
          low_memory: bool | None = None) -> StableDiffusion:  # fmt: skip
     """Read a model: "toybox", "sd15", a folder in diffusers' format, or a hub id; only the hub ones use the network.
 
-    device: default `settings.device()`.  dtype: default float32, on CUDA bfloat16 or, on older GPUs, float16.
+    device: default `environment.device()`.  dtype: default float32, on CUDA bfloat16 or, on older GPUs, float16.
     low_memory: compute attention in slices and the autoencoder in tiles; by default on MPS, and on a GPU with less
     than 8 GiB free.  Raises what `registry.resolve` and `registry.fetch` raise.
     Derived in: notebooks/06_stable_diffusion.ipynb, section "The parts".
     """
-    device = torch.device(device or settings.device())
+    device = torch.device(device or environment.device())
     dtype = dtype or _default_dtype(device)
     half = dtype in (torch.float16, torch.bfloat16)
     entry = registry.resolve(name)
@@ -287,7 +287,7 @@ def _repeat(features: Tensor, count: int) -> Tensor:
 def _default_dtype(device: torch.device) -> torch.dtype:
     if device.type != "cuda":
         return torch.float32
-    return torch.bfloat16 if settings.mixed_precision(device) == "bf16" else torch.float16
+    return torch.bfloat16 if environment.mixed_precision(device) == "bf16" else torch.float16
 
 
 def _short_of_memory(device: torch.device) -> bool:

@@ -10,7 +10,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from course_lib.settings import send
+from course_lib.environment import send
 
 
 def tokenize(tokenizer, prompts: str | list[str]) -> Tensor:

@@ -21,10 +21,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from course_lib import settings
+from course_lib import environment
 from course_lib.diffusion import samplers
+from course_lib.environment import send
 from course_lib.latent.stable_diffusion import StableDiffusion
-from course_lib.settings import send
 
 OBJECT = (
     "a photo of a {}", "a picture of a {}", "a close-up of a {}", "a {}", "an image of a {}", "a bright photo of a {}",
@@ -260,7 +260,7 @@ def generated_examples(sd: StableDiffusion, prompt: str, count: int = 100, *, w:
     Source: Ruiz et al. 2023, section 3.3.  w, steps: of the guided DDIM sampler.
     folder: of the file; default the course's cache.
     """
-    folder = Path(folder) if folder else settings.cache_dir() / "prior"
+    folder = Path(folder) if folder else environment.cache_dir() / "prior"
     key = f"{fingerprint(sd).tolist()} {prompt} w{w} steps{steps} seed{seed}"
     path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
     have = torch.empty(0)

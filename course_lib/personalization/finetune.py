@@ -22,10 +22,10 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
 from course_lib.diffusion.ddpm import noise_errors
+from course_lib.environment import send
 from course_lib.latent.stable_diffusion import StableDiffusion
 from course_lib.latent.text import NewTokens
 from course_lib.personalization.concept import Examples, fingerprint, same_model
-from course_lib.settings import send
 
 
 @dataclass

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from course_lib.environment import quick_dtype
 from course_lib.latent.stable_diffusion import load
 from course_lib.latent.text import token_trouble, words
 from course_lib.personalization import custom_diffusion, dreambooth, textual_inversion
@@ -28,7 +29,6 @@ from course_lib.personalization.concept import open_images
 from course_lib.personalization.finetune import finetune
 from course_lib.personalization.memory import device_memory, memory_plan
 from course_lib.personalization.saving import save_concept
-from course_lib.settings import quick_dtype
 
 # module, settings for the miniature and for others, and the options that only some methods have
 METHODS = {

@@ -1,7 +1,7 @@
 """Runs the notebooks of the course, each in a fresh kernel, and reports time and memory.
 
-python -m course_lib.run_course --profile cpu            every notebook; HTML and course.json go to build/
-python -m course_lib.run_course --only 01 03 --write     these two, and keep their outputs in the notebooks
+python tools/run_course.py --profile cpu            every notebook; HTML and course.json go to build/
+python tools/run_course.py --only 01 03 --write     these two, and keep their outputs in the notebooks
 """
 
 import argparse
@@ -112,12 +112,12 @@ def conditions():
     """When, in which profile and on what the notebooks ran."""
     import torch  # here, so that --help is quick
 
-    from course_lib import settings
+    from course_lib import environment
 
     return {
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "profile": settings.profile(),
-        "device": settings.device_name(),
+        "profile": environment.profile(),
+        "device": environment.device_name(),
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
@@ -135,7 +135,7 @@ def keep(report):
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python -m course_lib.run_course", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python tools/run_course.py", description=__doc__.split("\n")[0])
     parser.add_argument("--profile", choices=["smoke", "cpu", "gpu"], help="sizes; default: as the environment says")
     parser.add_argument("--only", nargs="+", metavar="NN", default=[""], help="notebooks whose names start so")
     parser.add_argument("--write", action="store_true", help="keep the outputs in the notebooks")

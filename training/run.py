@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from course_lib.diffusion.checkpoint import sha256
 from course_lib.diffusion.train import EMA
-from course_lib.settings import device_name
+from course_lib.environment import device_name
 from course_lib.toybox import sets
 from course_lib.toybox.captions import caption
 

@@ -1,8 +1,8 @@
 """Measure the shipped CIFAR-10 model: Fréchet distance, class accuracy, diversity, over guidance scales and steps.
 
-    python training/evaluate_cifar10.py --data /path/to/cifar10.npz
-    python training/evaluate_cifar10.py --sheet data/results/ddpm_cifar10_samples.png --steps 50   (only pictures)
-    torchrun --nproc_per_node 2 training/evaluate_cifar10.py ...      (several processes, the same samples)
+    python measurements/cifar10_model.py --data /path/to/cifar10.npz
+    python measurements/cifar10_model.py --sheet data/results/ddpm_cifar10_samples.png --steps 50   (only pictures)
+    torchrun --nproc_per_node 2 measurements/cifar10_model.py ...      (several processes, the same samples)
 
 Writes data/results/ddpm_cifar10.json, which notebooks 02 and 03 and the slides read. Measured rows are kept as they
 come: a killed run goes on with the rows that are missing (--fresh forgets them).
@@ -24,8 +24,15 @@ from tqdm import tqdm
 from course_lib import plots
 from course_lib.data import cifar10
 from course_lib.diffusion import checkpoint, guidance, samplers, schedule
-from course_lib.metrics import accuracy, diversity, features_and_logits, frechet_distance, gaussian, load_classifier
-from course_lib.settings import CHECKPOINTS, RESULTS, device_name, on_cpu
+from course_lib.environment import CHECKPOINTS, RESULTS, device_name, on_cpu
+from course_lib.evaluation.metrics import (
+    accuracy,
+    diversity,
+    features_and_logits,
+    frechet_distance,
+    gaussian,
+    load_classifier,
+)
 
 GUIDANCE = (0.0, 1.0, 1.5, 2.0, 3.0, 5.0)
 SOLVERS = [("ddim", n, eta) for eta in (0.0, 1.0) for n in (5, 10, 25, 50)] + [("heun", n, 0.0) for n in (3, 5, 13)]
@@ -137,7 +144,7 @@ def main() -> None:
         if all(earlier.get(name) == value for name, value in same.items()):
             results = earlier
     results.update(
-        **same, made_by="training/evaluate_cifar10.py", processes=bench.accelerator.num_processes,
+        **same, made_by="measurements/cifar10_model.py", processes=bench.accelerator.num_processes,
         date=datetime.date.today().isoformat(), device=device_name(), threads=torch.get_num_threads(),
         training={k: provenance[k] for k in ("data", "steps", "batch_size", "minutes", "device", "threads", "date")},
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """Measure the Toybox Stable Diffusion: does it draw what held-out prompts say? Writes data/results/toybox_sd.json.
 
-    python training/toybox_evaluate.py
-    torchrun --nproc_per_node 2 training/toybox_evaluate.py       (several processes, the same pictures)
+    python measurements/toybox_model.py
+    torchrun --nproc_per_node 2 measurements/toybox_model.py       (several processes, the same pictures)
 
 For 1,000 held-out specs (split "test") the full description is the prompt. The judge reads the pictures drawn at
 w = 1, 3, 5, 7.5, and real renderings of the same specs; Fréchet distances are in its feature space, against 4,000 other
@@ -24,12 +24,12 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import CLIPModel
 
-from course_lib import judge as judging
 from course_lib.diffusion.checkpoint import sha256
+from course_lib.environment import CHECKPOINTS, RESULTS, device_name, on_cpu, quick_dtype
+from course_lib.evaluation import judge
+from course_lib.evaluation.metrics import frechet_distance, gaussian, interval
 from course_lib.latent import stable_diffusion
-from course_lib.metrics import frechet_distance, gaussian, interval
 from course_lib.plots import montage
-from course_lib.settings import CHECKPOINTS, RESULTS, device_name, on_cpu, quick_dtype
 from course_lib.toybox import captions, sets
 
 GUIDANCE = (1.0, 3.0, 5.0, 7.5)
@@ -60,7 +60,7 @@ def clip_scores(clip: CLIPModel, tokenizer, x: Tensor, prompts: list[str]) -> Te
 def scores(logits: dict[str, Tensor], specs) -> dict[str, float]:
     """Accuracy of each attribute with half the width of its 95 % interval."""
     row = {}
-    for name, right in judging.correct(logits, specs).items():
+    for name, right in judge.correct(logits, specs).items():
         row[name] = round(right.float().mean().item(), 4)
         row[f"{name}_ci"] = round(interval(right.float()), 4)
     return row
@@ -73,17 +73,17 @@ class Bench:
         self.args, self.accelerator = args, Accelerator(cpu=on_cpu())
         device = self.accelerator.device
         self.sd = stable_diffusion.load(args.model, device, quick_dtype(device))
-        self.judge = judging.load_judge(device)
+        self.judge = judge.load_judge(device)
         self.clip = CLIPModel.from_pretrained(args.model / "clip", dtype=torch.float32).eval().to(device)
         with self.accelerator.main_process_first():
             self.test = sets.pairs(args.prompts, split="test")
             others = sets.pairs(4000, split="judge", seed=1).images
         self.prompts = [captions.describe(spec) for spec in self.test.specs]
-        self.others = gaussian(judging.answers(self.judge, others)[1].double())
+        self.others = gaussian(judge.answers(self.judge, others)[1].double())
 
     @torch.no_grad()
     def measure(self, images: Tensor, rows: list[int]) -> tuple[dict, Tensor, Tensor]:
-        logits, features = judging.answers(self.judge, images)
+        logits, features = judge.answers(self.judge, images)
         prompts = [self.prompts[row] for row in rows]
         return logits, features, clip_scores(self.clip, self.sd.tokenizer, images.to(self.sd.device), prompts).cpu()
 
@@ -144,7 +144,7 @@ def main() -> None:
     weights = {str(p.relative_to(args.model)): sha256(p)[:16] for p in sorted(args.model.rglob("*.safetensors"))}
     setting = dict(prompts=args.prompts, steps=args.steps, seed=args.seed, weights=weights)
     setting["dtype"] = str(bench.sd.dtype).removeprefix("torch.")
-    result = dict(setting, made_by="training/toybox_evaluate.py", w={})
+    result = dict(setting, made_by="measurements/toybox_model.py", w={})
     if args.out.is_file() and not args.fresh:
         earlier = json.loads(args.out.read_text())
         if {key: earlier.get(key) for key in setting} == setting:

@@ -1,12 +1,12 @@
 """How fidelity rises over a training, and whether a method's own number of steps lies on the plateau.
 
-    python training/toybox_plateau.py                       writes data/results/plateau.json
-    python training/toybox_plateau.py --subjects tilly --methods lora --threads 1      several of these share the file
+    python measurements/plateau.py                       writes data/results/plateau.json
+    python measurements/plateau.py --subjects tilly --methods lora --threads 1      several of these share the file
 
 A training of half as many steps again as the method's settings say is stopped at quarters of these steps, and the
 subject is drawn for its evaluation prompts, from the same noises each time. A step depends on the seed and its number
 alone, so what is seen at step n is what a training of n steps gives.
-    fidelity    as in training/toybox_personalize.py, one number a prompt
+    fidelity    as in measurements/methods.py, one number a prompt
     seconds     of training until there, without drawing
     later       fidelity at the last step - at the method's own steps, with its 95 % interval over prompts
     rises       "holds" if later is above 0 beyond its interval, "does not hold" if below it, else "cannot tell"
@@ -18,8 +18,8 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from toybox_claims import difference, told
-from toybox_personalize import (
+from claims import difference, told
+from methods import (
     METHODS,
     SUBJECTS,
     Bench,
@@ -30,8 +30,8 @@ from toybox_personalize import (
     setting_of,
 )
 
+from course_lib.environment import REPOSITORY
 from course_lib.personalization.finetune import finetune
-from course_lib.settings import REPOSITORY
 from course_lib.toybox import subjects
 
 CURVES = ("textual_inversion", "dreambooth", "lora", "custom_diffusion")
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(CURVES), choices=CURVES)
     args = parser.parse_args()
     bench = Bench(args)
-    setting = setting_of(args, bench) | dict(made_by="training/toybox_plateau.py")
+    setting = setting_of(args, bench) | dict(made_by="measurements/plateau.py")
     for name, method, _ in measure_missing(args, setting, "curves", partial(curve, bench)):
         print(name, method, flush=True)
     record = record_of(args.out, setting, "curves")

@@ -1,8 +1,8 @@
 """Judge the claims C8 and C10 to C19 by what was measured: writes data/results/claims.json.
 
     make claims                           both steps: what is measured already with these weights is not measured again
-    python training/toybox_personalize.py     step 1: every method on every subject, data/results/personalization.json
-    python training/toybox_claims.py          step 2: this file; --fresh forgets its own experiments
+    python measurements/methods.py     step 1: every method on every subject, data/results/personalization.json
+    python measurements/claims.py          step 2: this file; --fresh forgets its own experiments
 
 C10 to C15 follow from step 1; C8 and C16 to C19 have experiments here. A difference is taken prompt by prompt (the same
 noises on both sides), with its 95 % interval: a claim holds if the difference has the claimed sign beyond the interval,
@@ -22,12 +22,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from methods import PRIOR, SUBJECTS, Bench, keep, kind_of, pixels, record_of, setting_of
 from PIL import Image
 from torch import Tensor
-from toybox_personalize import PRIOR, SUBJECTS, Bench, keep, kind_of, pixels, record_of, setting_of
 
-from course_lib import judge as judging
-from course_lib.metrics import interval
+from course_lib.environment import REPOSITORY, RESULTS
+from course_lib.evaluation import judge
+from course_lib.evaluation.metrics import interval
 from course_lib.personalization import concept as pictures
 from course_lib.personalization import custom_diffusion, dreambooth, textual_inversion
 from course_lib.personalization.finetune import Recipe, Term, finetune
@@ -35,7 +36,6 @@ from course_lib.personalization.merge import caption_features, merge_concepts, w
 from course_lib.personalization.regularisation import toybox_regularisation
 from course_lib.personalization.saving import Concept, applied, concept_of, only_tokens
 from course_lib.plots import montage
-from course_lib.settings import REPOSITORY, RESULTS
 from course_lib.toybox import subjects
 from course_lib.toybox.captions import corpus
 from course_lib.toybox.scenes import SCENES
@@ -276,8 +276,8 @@ class TwoSubjects:
         like = [[(self.bench.individual(half) @ ref.T).mean(1) for ref in self.references] for half in halves]
         orders = [torch.stack([like[0][0], like[1][1]]), torch.stack([like[0][1], like[1][0]])]
         best = torch.where(orders[0].mean(0) > orders[1].mean(0), orders[0], orders[1])  # (2, N)
-        left, right = (judging.answers(self.bench.judge, half)[0]["noun"].argmax(1) for half in halves)
-        one, two = (judging.ATTRIBUTES["noun"].index(noun) for noun in self.nouns)
+        left, right = (judge.answers(self.bench.judge, half)[0]["noun"].argmax(1) for half in halves)
+        one, two = (judge.ATTRIBUTES["noun"].index(noun) for noun in self.nouns)
         nouns = (((left == one) & (right == two)) | ((left == two) & (right == one))).float()
         values = dict(fidelity=best.mean(0), worse=best.amin(0), nouns=nouns)
         return {key: value.view(-1, each).mean(1) for key, value in values.items()}
@@ -461,9 +461,9 @@ def compound(bench: Bench) -> dict:
     before = bench.class_samples(COMPOUND)
 
     def look(x: Tensor) -> dict:
-        logits, features = judging.answers(bench.judge, x)
-        right = logits["noun"].argmax(1) == judging.ATTRIBUTES["noun"].index(COMPOUND)
-        moved = (features - judging.answers(bench.judge, before)[1]).norm(dim=1)
+        logits, features = judge.answers(bench.judge, x)
+        right = logits["noun"].argmax(1) == judge.ATTRIBUTES["noun"].index(COMPOUND)
+        moved = (features - judge.answers(bench.judge, before)[1]).norm(dim=1)
         values = dict(drift=(bench.individual(x) @ references.T).mean(1), right=right.float(), moved=moved)
         return {k: [round(n, 4) for n in v.view(-1, bench.args.images).mean(1).tolist()] for k, v in values.items()}
 
@@ -515,8 +515,8 @@ def main() -> None:
     bench = Bench(args)
     setting = setting_of(args, bench)
     if {key: record.get(key) for key in setting} != setting:
-        raise SystemExit(f"--rows: {args.rows} was measured on other weights; run training/toybox_personalize.py first")
-    result = record_of(args.out, setting | dict(made_by="training/toybox_claims.py"), "experiments", "claims")
+        raise SystemExit(f"--rows: {args.rows} was measured on other weights; run measurements/methods.py first")
+    result = record_of(args.out, setting | dict(made_by="measurements/claims.py"), "experiments", "claims")
     if args.fresh:
         result["experiments"] = {}
     done, rows = result["experiments"], Rows(record)
@@ -544,7 +544,7 @@ def judged(done: dict, rows: Rows, bench: Bench) -> dict:
     if "c8" in done:
         claims["C8"] = done["c8"]
     if done.get("two_subjects"):
-        claims |= {name: judge(done["two_subjects"]) for name, judge in {"C16": c16, "C17": c17, "C19": c19}.items()}
+        claims |= {name: rule(done["two_subjects"]) for name, rule in {"C16": c16, "C17": c17, "C19": c19}.items()}
     if "compound" in done:
         claims["C18"] = c18(done["compound"])
     alike = moved_alike(rows, bench.weights)

@@ -1,8 +1,8 @@
 """Measure the methods of personalization on the Toybox model: writes data/results/personalization.json.
 
-    python training/toybox_personalize.py                       everything; a killed run goes on with the missing rows
-    python training/toybox_personalize.py --subjects mochi --methods dreambooth
-    python training/toybox_personalize.py --subjects tilly rollo --threads 1  several of these share the file
+    python measurements/methods.py                       everything; a killed run goes on with the missing rows
+    python measurements/methods.py --subjects mochi --methods dreambooth
+    python measurements/methods.py --subjects tilly rollo --threads 1  several of these share the file
 
 Each subject is learnt from its five pictures by each method, and then drawn for its evaluation prompts, the same noises
 for all. What is measured, with 95 % intervals over prompts:
@@ -17,7 +17,7 @@ for all. What is measured, with 95 % intervals over prompts:
 and the seconds, steps, tensors and bytes of a concept. Beside the figures stands personalization_samples.png, with the
 first sample of each new scene. The methods' settings for the miniature were chosen beforehand, on tofu and tockle, who
 are not measured; with --lr this can be done again:
-    python training/toybox_personalize.py --subjects tofu tockle --methods custom_diffusion --lr 1e-3 --out runs/lr.json
+    python measurements/methods.py --subjects tofu tockle --methods custom_diffusion --lr 1e-3 --out runs/lr.json
 """
 
 import argparse
@@ -35,18 +35,18 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPModel
 
-from course_lib import judge as judging
-from course_lib import settings
+from course_lib import environment
 from course_lib.diffusion.checkpoint import sha256
+from course_lib.environment import REPOSITORY, RESULTS, device_name
+from course_lib.evaluation import judge
+from course_lib.evaluation.metrics import interval
 from course_lib.latent import stable_diffusion
 from course_lib.latent.stable_diffusion import StableDiffusion
-from course_lib.metrics import interval
 from course_lib.personalization import custom_diffusion, dreambooth, textual_inversion
 from course_lib.personalization.finetune import Recipe, finetune
 from course_lib.personalization.regularisation import toybox_regularisation
 from course_lib.personalization.saving import Concept, concept_of
 from course_lib.plots import grid, montage
-from course_lib.settings import REPOSITORY, RESULTS, device_name
 from course_lib.toybox import subjects
 from course_lib.toybox.world import Spec, render
 
@@ -99,9 +99,9 @@ class Bench:
         if getattr(args, "threads", None):
             torch.set_num_threads(args.threads)
         self.args = args
-        self.sd = stable_diffusion.load(args.model, dtype=settings.quick_dtype(settings.device()))
+        self.sd = stable_diffusion.load(args.model, dtype=environment.quick_dtype(environment.device()))
         self.weights = {name: param.detach().clone() for name, param in self.sd.unet.named_parameters()}
-        self.judge = judging.load_judge(self.sd.device)
+        self.judge = judge.load_judge(self.sd.device)
         self.clip = CLIPModel.from_pretrained(self.sd.source / "clip", dtype=torch.float32).eval().to(self.sd.device)
         self.class_before: dict[str, Tensor] = {}
 
@@ -124,7 +124,7 @@ class Bench:
 
     def spread(self, x: Tensor) -> Tensor:
         """For each prompt the mean distance of two of its samples, in the judge's features: (prompts,)."""
-        features = judging.answers(self.judge, x)[1].view(-1, self.args.images, self.judge.identity.in_features)
+        features = judge.answers(self.judge, x)[1].view(-1, self.args.images, self.judge.identity.in_features)
         return torch.stack([torch.pdist(rows).mean() for rows in features])
 
     def references(self, name: str) -> Tensor:
@@ -156,7 +156,7 @@ class Bench:
         of_class = self.class_samples(noun)
         by_prompt |= {"diversity": self.spread(x), "spread": self.spread(of_class)}
         by_prompt["drift"] = (self.individual(of_class) @ references.T).mean(1).view(-1, count).mean(1)
-        before, after = (judging.answers(self.judge, images)[1] for images in (self.class_before[noun], of_class))
+        before, after = (judge.answers(self.judge, images)[1] for images in (self.class_before[noun], of_class))
         by_prompt["others"] = (before - after).norm(dim=1).view(-1, count).mean(1)
         row = {}
         for key, value in by_prompt.items():
@@ -176,7 +176,7 @@ class Bench:
 
     def named(self, x: Tensor, specs, fields) -> Tensor:
         """For each sample the share of the named attributes that the judge reads off it."""
-        logits, said = judging.answers(self.judge, x)[0], judging.labels(specs)
+        logits, said = judge.answers(self.judge, x)[0], judge.labels(specs)
         shares = []
         for k, field in enumerate(fields):
             rows = slice(k * self.args.images, (k + 1) * self.args.images)
@@ -287,7 +287,7 @@ def main() -> None:
     parser.add_argument("--samples", type=Path, default=Path("runs/personalize"), help="where first samples are kept")
     args = parser.parse_args()
     bench = Bench(args)
-    setting = setting_of(args, bench) | dict(made_by="training/toybox_personalize.py")
+    setting = setting_of(args, bench) | dict(made_by="measurements/methods.py")
     setting |= dict(lr=args.lr) if args.lr else {}
     for name, method, row in measure_missing(args, setting, "rows", bench.row):
         print(name, method, {k: v for k, v in row.items() if isinstance(v, (int, float))}, flush=True)

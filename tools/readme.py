@@ -1,7 +1,7 @@
 """Fill the tables of README.md from data/results/ and data/checkpoints/: no figure in it is typed by hand.
 
-python benchmarks/readme.py            write them
-python benchmarks/readme.py --check    say whether they are up to date (exit status 1 if not)
+python tools/readme.py            write them
+python tools/readme.py --check    say whether they are up to date (exit status 1 if not)
 """
 
 import json
@@ -74,8 +74,8 @@ def quality() -> str:
     ]  # fmt: skip
     exact = f"{judge['exact_test_accuracy']:.1%} on {judge['exact_test_images']:,} pixel-exact test pictures"
     note = (
-        f"Measured by `training/evaluate_cifar10.py`: seed {result['seed']}, {result['device']}, {result['date']}; the "
-        f"model had trained {training['minutes']:.0f} minutes on {training['device']}. The classifier: {exact}."
+        f"Measured by `measurements/cifar10_model.py`: seed {result['seed']}, {result['device']}, {result['date']}; "
+        f"the model had trained {training['minutes']:.0f} minutes on {training['device']}. The classifier: {exact}."
     )
     return table(*rows) + f"\n\n{note}"
 
@@ -98,8 +98,8 @@ def toybox() -> str:
     note = (
         f"Share of what the judge reaches on real renderings, at w = {float(best):g}: {verdicts}. A 25-step guided "
         f"picture takes {result['seconds']['1']:.1f} s alone, eight take {result['seconds']['8']:.1f} s. Measured by "
-        f"`training/toybox_evaluate.py --prompts {result['prompts']}`: held-out prompts, {result['steps']} DDIM steps, "
-        f"seed {result['seed']}, {result['device']}, {result['date']}."
+        f"`measurements/toybox_model.py --prompts {result['prompts']}`: held-out prompts, {result['steps']} DDIM "
+        f"steps, seed {result['seed']}, {result['device']}, {result['date']}."
     )
     return table(*rows) + f"\n\n{note}"
 
@@ -134,7 +134,7 @@ def methods() -> str:
         size = f"{found[0]['bytes']:,}" if seconds else ""
         rows.append((method.replace("_", " "), *cells, f"{statistics.mean(seconds):.0f}" if seconds else "", size))
     note = (
-        f"Measured by `training/toybox_personalize.py` (`make claims`) on {', '.join(subjects)}: at least 20 prompts "
+        f"Measured by `measurements/methods.py` (`make claims`) on {', '.join(subjects)}: at least 20 prompts "
         f"of {run['images']} samples each, {run['steps']} DDIM steps, w = {run['w']:g}, seed {run['seed']}, "
         f"{run['dtype']}, {run['device']}, {run['date']}. Fidelity, truth and drift are cosines of the "
         "judge's individual vectors (1: the same individual); seconds are those of preparing and training, without "
@@ -166,7 +166,7 @@ def plateau() -> str:
         later = f"{found['later']['mean']:+.3f} ± {found['later']['interval']:.3f}"
         rows.append((method.replace("_", " "), *cells, later, found["rises"]))
     note = (
-        f"Measured by `training/toybox_plateau.py --threads {run['threads']}` on {', '.join(run['curves'])}: fidelity "
+        f"Measured by `measurements/plateau.py --threads {run['threads']}` on {', '.join(run['curves'])}: fidelity "
         f"as above, and seconds of training until there; {run['images']} samples of each prompt, {run['steps']} steps, "
         f"w = {run['w']:g}, seed {run['seed']}, {run['dtype']}, {run['device']}, {run['date']}. Later: what half as "
         "many steps again bring beyond the method's own, with its 95 % interval over prompts."

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from course_lib.diffusion import checkpoint
-from course_lib.settings import CHECKPOINTS
+from course_lib.environment import CHECKPOINTS
 
 Gaussian = tuple[Tensor, Tensor]  # mean (D,) and covariance (D, D), float64
 

@@ -7,7 +7,7 @@ import json
 import textwrap
 from pathlib import Path
 
-from course_lib.settings import RESULTS
+from course_lib.environment import RESULTS
 
 VERDICTS = ("holds", "does not hold", "cannot tell")
 

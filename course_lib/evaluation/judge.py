@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from course_lib.diffusion import checkpoint
-from course_lib.settings import CHECKPOINTS
+from course_lib.environment import CHECKPOINTS
 from course_lib.toybox.accessories import ACCESSORIES
 from course_lib.toybox.pen import COLOURS, PATTERNS
 from course_lib.toybox.scenes import SCENES
