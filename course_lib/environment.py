@@ -1,21 +1,36 @@
-"""Where things are, and how large a run this machine is given.
+"""Where things are, how large a run this machine is given, and the few helpers that every part needs.
 
 Explained in: notebooks/00_start_here.ipynb, section "Your machine".
 
 COURSE_PROFILE is smoke, cpu or gpu: `smoke` proves that every cell runs, `cpu` is for a laptop, `gpu` for CUDA or MPS.
 COURSE_CACHE is the folder for what can be made again (default ~/.cache/personalization-course).
+COURSE_PRECISION is float32, bfloat16 or float16: it replaces the measured choice of `precision`.
 """
 
-import os
-from pathlib import Path
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:  # torch takes more than a second to import, and not every command needs it
+    import torch
+    from torch import Tensor
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CHECKPOINTS = REPOSITORY / "data" / "checkpoints"
 RESULTS = REPOSITORY / "data" / "results"
 PROFILES = ("smoke", "cpu", "gpu")
+PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}  # torch's name of a dtype -> accelerate's
 
 
 def cache_dir() -> Path:
@@ -23,61 +38,7 @@ def cache_dir() -> Path:
     return Path(os.environ.get("COURSE_CACHE") or Path.home() / ".cache" / "personalization-course").expanduser()
 
 
-def device() -> torch.device:
-    """The fastest device here: CUDA, else Apple's MPS, else the CPU. The profiles smoke and cpu stay on the CPU."""
-    if profile() != "gpu":
-        return torch.device("cpu")
-    return torch.device(_accelerator() or "cpu")
-
-
-def _accelerator() -> str | None:
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else None
-
-
-def on_cpu() -> bool:
-    """Whether there is no accelerator: told so, `Accelerator(cpu=on_cpu())` joins several processes."""
-    return _accelerator() is None
-
-
-def mixed_precision(on: torch.device) -> str:
-    """The half precision that pays on this device, by accelerate's name: bf16, fp16, or "no".
-
-    A CPU multiplies bf16 fast only if it was built for it: without, everything would be slower than in float32.
-    """
-    if on.type == "cuda":
-        return "bf16" if torch.cuda.get_device_capability(on) >= (8, 0) else "fp16"
-    if on.type == "cpu":
-        try:
-            return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "no"
-        except (AttributeError, RuntimeError):  # a torch built without oneDNN
-            return "no"
-    return "no"
-
-
-def quick_dtype(on: torch.device) -> torch.dtype:
-    """The dtype in which a model draws fastest on this device."""
-    return {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}[mixed_precision(on)]
-
-
-def autocast(on: torch.device) -> torch.autocast:
-    """`with autocast(device): ...` runs the heavy layers in half precision, where that pays."""
-    dtype = quick_dtype(on)
-    return torch.autocast(on.type, dtype, enabled=dtype != torch.float32)
-
-
-def send(x: Tensor, to: torch.device) -> Tensor:
-    """Copy from the CPU to a device. A GPU does not wait for it, nor Python for the GPU: that needs pinned memory."""
-    return x.pin_memory().to(to, non_blocking=True) if to.type == "cuda" and not x.is_cuda else x.to(to)
-
-
-def device_name() -> str:
-    """What this machine computes with, for the record beside a figure: "CPU, 2 cores" or the name of the GPU."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return "Apple MPS" if torch.backends.mps.is_available() else f"CPU, {cores} core{'s' if cores != 1 else ''}"
+# ---- the machine ----
 
 
 def profile() -> str:
@@ -99,3 +60,191 @@ def pick(**sizes):
     if set(sizes) != set(PROFILES):
         raise ValueError(f"sizes: expected exactly {', '.join(PROFILES)}, got {', '.join(sizes) or 'nothing'}")
     return sizes[profile()]
+
+
+def device() -> torch.device:
+    """The fastest device here: CUDA, else Apple's MPS, else the CPU. The profiles smoke and cpu stay on the CPU."""
+    import torch
+
+    if profile() != "gpu":
+        return torch.device("cpu")
+    return torch.device(_accelerator() or "cpu")
+
+
+def _accelerator() -> str | None:
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else None
+
+
+def on_cpu() -> bool:
+    """Whether there is no accelerator. With `Accelerator(cpu=on_cpu())` several CPU processes find each other."""
+    return _accelerator() is None
+
+
+def device_name() -> str:
+    """What this machine computes with, for the record beside a figure: "CPU, 2 cores" or the name of the GPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    cores = usable_cores()
+    return "Apple MPS" if torch.backends.mps.is_available() else f"CPU, {cores} core{'s' if cores != 1 else ''}"
+
+
+def usable_cores() -> int:
+    """How many cores this process may run on: fewer than the machine has where it is pinned to some of them."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+# ---- precision ----
+
+
+def precision(on: torch.device) -> tuple[str, str]:
+    """The dtype in which this device computes fastest, and the reason: ("bfloat16", "a forward pass takes ...").
+
+    On a CPU both are timed once and the result is kept in the cache folder: a CPU's own flags do not tell, since some
+    that have bfloat16 instructions are slower with them. COURSE_PRECISION replaces the choice.
+    Raises ValueError if COURSE_PRECISION is not float32, bfloat16 or float16.
+    """
+    import torch
+
+    asked = os.environ.get("COURSE_PRECISION")
+    if asked:
+        if asked not in PRECISIONS:
+            raise ValueError(f"COURSE_PRECISION: expected one of {', '.join(PRECISIONS)}, got {asked!r}")
+        return asked, "COURSE_PRECISION asks for it"
+    if on.type == "cuda":
+        new = torch.cuda.get_device_capability(on) >= (8, 0)
+        return ("bfloat16", "this GPU supports it") if new else ("float16", "this GPU has no bfloat16")
+    if on.type != "cpu":
+        return "float32", f"half precision is not used on {on.type}"
+    ms = _cpu_times()
+    fastest = min(ms, key=ms.get)
+    return fastest, "a forward pass takes " + " and ".join(f"{ms[name]:.1f} ms in {name}" for name in ms)
+
+
+@functools.cache
+def _cpu_times() -> dict[str, float]:
+    """Milliseconds of a forward pass in each dtype on this CPU; from the cache folder if it was timed before."""
+    import torch
+
+    host = f"{platform.node()} {_cpu_model()} torch {torch.__version__} {torch.get_num_threads()} threads"
+    path = cache_dir() / "precision.json"
+    known = {}
+    with contextlib.suppress(OSError, ValueError):  # no file yet, or a damaged one
+        known = json.loads(path.read_text(encoding="utf-8"))
+    if set(known.get(host, {})) != {"float32", "bfloat16"}:
+        known[host] = _time_forward_passes()
+        with contextlib.suppress(OSError), write_whole(path) as temporary:  # a cache is not needed
+            temporary.write_text(json.dumps(known, indent=1), encoding="utf-8")
+    return known[host]
+
+
+def _cpu_model() -> str:
+    with contextlib.suppress(OSError, IndexError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line for line in lines if line.startswith("model name")).split(":")[1].strip()
+    return platform.processor()
+
+
+def _time_forward_passes(rounds: int = 7) -> dict[str, float]:
+    """Time one residual block and one linear layer of the sizes that the course's UNets have, in turn in each dtype."""
+    import torch
+    from torch import nn
+
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    best = dict.fromkeys(dtypes, float("inf"))
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layers = [nn.GroupNorm(8, 64), nn.SiLU(), nn.Conv2d(64, 128, 3, padding=1), nn.GroupNorm(8, 128), nn.SiLU(),
+                  nn.Conv2d(128, 128, 3, padding=1), nn.Flatten(2), nn.Linear(256, 256)]  # fmt: skip
+        network, x = nn.Sequential(*layers).eval(), torch.randn(4, 64, 16, 16)
+        for k in range(rounds):
+            for name, dtype in dtypes.items():
+                network, inputs = network.to(dtype), x.to(dtype)
+                start = time.perf_counter()
+                network(inputs)
+                if k > 0:  # the first pass of a dtype also sets things up
+                    best[name] = min(best[name], 1000 * (time.perf_counter() - start))
+    return best
+
+
+def mixed_precision(on: torch.device) -> str:
+    """`precision` by accelerate's name: bf16, fp16, or "no"."""
+    return PRECISIONS[precision(on)[0]]
+
+
+def quick_dtype(on: torch.device) -> torch.dtype:
+    """`precision` as a torch dtype."""
+    import torch
+
+    return getattr(torch, precision(on)[0])
+
+
+def autocast(on: torch.device) -> torch.autocast:
+    """`with autocast(device): ...` runs the heavy layers in half precision, where that is faster."""
+    import torch
+
+    dtype = quick_dtype(on)
+    return torch.autocast(on.type, dtype, enabled=dtype != torch.float32)
+
+
+# ---- small helpers, each written once ----
+
+
+def send(x: Tensor, to: torch.device) -> Tensor:
+    """Copy from the CPU to a device. Pinned memory lets Python go on while a GPU still copies."""
+    return x.pin_memory().to(to, non_blocking=True) if to.type == "cuda" and not x.is_cuda else x.to(to)
+
+
+def from_uint8(images: Tensor | np.ndarray) -> Tensor:
+    """Pixels 0..255 to float32 in [-1, 1].
+
+    images: a torch tensor of any shape, or a NumPy array (..., H, W, C), which comes out as (..., C, H, W).
+    """
+    import torch
+
+    if isinstance(images, np.ndarray):
+        images = torch.from_numpy(np.moveaxis(images, -1, -3))
+    return images.float() / 127.5 - 1
+
+
+def step_generator(seed: int, *numbers: int, on: torch.device | str = "cpu") -> torch.Generator:
+    """The random numbers of one training step: they follow from a seed, the process and the step, from no history.
+
+    The numbers are hashed, because torch's CPU generator looks at the low 32 bits of a seed only.
+    """
+    import torch
+
+    key = np.random.SeedSequence([seed, *numbers]).generate_state(1)[0]
+    return torch.Generator(device=on).manual_seed(int(key))
+
+
+@contextlib.contextmanager
+def write_whole(path: str | Path) -> Iterator[Path]:
+    """Write a file whole or not at all: the block gets another name to write to, which is renamed at its end.
+
+    The folder is made if it is missing. After an error, or a kill, the old file is still there.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sha256(path: str | Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()

@@ -36,8 +36,7 @@ from torch import Tensor
 from transformers import CLIPModel
 
 from course_lib import environment
-from course_lib.diffusion.checkpoint import sha256
-from course_lib.environment import REPOSITORY, RESULTS, device_name
+from course_lib.environment import REPOSITORY, RESULTS, device_name, sha256
 from course_lib.evaluation import judge
 from course_lib.evaluation.metrics import interval
 from course_lib.latent import stable_diffusion

@@ -24,8 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import CLIPModel
 
-from course_lib.diffusion.checkpoint import sha256
-from course_lib.environment import CHECKPOINTS, RESULTS, device_name, on_cpu, quick_dtype
+from course_lib.environment import CHECKPOINTS, RESULTS, device_name, on_cpu, quick_dtype, sha256
 from course_lib.evaluation import judge
 from course_lib.evaluation.metrics import frechet_distance, gaussian, interval
 from course_lib.latent import stable_diffusion

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from course_lib.diffusion import checkpoint
-from course_lib.environment import CHECKPOINTS
+from course_lib.environment import CHECKPOINTS, sha256
 from course_lib.evaluation.metrics import SmallClassifier
 
 # a folder with model_index.json is a pipeline: tests/test_toybox_weights.py looks at its parts
@@ -32,7 +32,7 @@ def test_what_is_saved_is_loaded(saved):
     assert again.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
     note = json.loads((folder / "provenance.json").read_text())
     assert note["made_by"] == "a test"
-    assert note["files"][checkpoint.WEIGHTS]["sha256"] == checkpoint.sha256(folder / checkpoint.WEIGHTS)
+    assert note["files"][checkpoint.WEIGHTS]["sha256"] == sha256(folder / checkpoint.WEIGHTS)
 
 
 def test_saving_leaves_the_model_alone(tiny_unet, tmp_path):
@@ -89,7 +89,7 @@ def test_a_shipped_folder_is_whole_and_says_where_it_comes_from(folder):
     note = json.loads((folder / "provenance.json").read_text())
     assert all(note.get(key) for key in ("made_by", "date", "device", "files"))
     for name, entry in note["files"].items():
-        assert checkpoint.sha256(folder / name) == entry["sha256"], f"{name} is not the file of provenance.json"
+        assert sha256(folder / name) == entry["sha256"], f"{name} is not the file of provenance.json"
     large = [file.name for file in folder.rglob("*") if file.is_file() and file.stat().st_size > MAX_BYTES]
     assert large == []
 

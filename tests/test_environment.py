@@ -1,7 +1,11 @@
 """Profiles and sizes."""
 
+import hashlib
+
+import numpy as np
 import pytest
 import torch
+from torch.testing import assert_close
 
 from course_lib import environment
 
@@ -76,9 +80,71 @@ def test_half_precision_on_a_gpu_follows_its_age(monkeypatch, capability, name):
 
 def test_half_precision_is_off_where_it_does_not_pay(monkeypatch):
     assert environment.mixed_precision(torch.device("mps")) == "no"
-    monkeypatch.setattr(environment, "mixed_precision", lambda on: "no")
-    with environment.autocast(torch.device("cpu")):
-        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
-    monkeypatch.setattr(environment, "mixed_precision", lambda on: "bf16")
-    with environment.autocast(torch.device("cpu")):
-        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+    cpu = torch.device("cpu")
+    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        monkeypatch.setenv("COURSE_PRECISION", name)
+        with environment.autocast(cpu):
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype == environment.quick_dtype(cpu)
+
+
+@pytest.mark.parametrize(
+    ("ms", "chosen"), [((4.0, 6.0), ("float32", "no")), ((4.0, 2.0), ("bfloat16", "bf16"))], ids=["slower", "faster"]
+)
+def test_a_cpu_gets_the_precision_that_was_faster_and_is_timed_once(monkeypatch, ms, chosen):
+    monkeypatch.delenv("COURSE_PRECISION", raising=False)
+    timed = []
+    times = dict(zip(("float32", "bfloat16"), ms, strict=True))
+    monkeypatch.setattr(environment, "_time_forward_passes", lambda: timed.append(1) or times)
+    for _ in range(2):  # the second time from the file in the cache folder
+        environment._cpu_times.cache_clear()
+        name, reason = environment.precision(torch.device("cpu"))
+        assert (name, environment.mixed_precision(torch.device("cpu"))) == chosen
+        assert f"{ms[0]:.1f} ms in float32" in reason and f"{ms[1]:.1f} ms in bfloat16" in reason
+    assert timed == [1]
+    environment._cpu_times.cache_clear()
+    (environment.cache_dir() / "precision.json").write_text("{")
+    assert environment.precision(torch.device("cpu"))[0] == chosen[0] and timed == [1, 1]  # damaged: timed again
+    environment._cpu_times.cache_clear()
+
+
+def test_both_precisions_are_really_timed():
+    times = environment._time_forward_passes(rounds=2)
+    assert list(times) == ["float32", "bfloat16"] and all(0 < ms < 10_000 for ms in times.values())
+
+
+def test_an_unknown_precision_is_refused(monkeypatch):
+    monkeypatch.setenv("COURSE_PRECISION", "int8")
+    with pytest.raises(ValueError, match=r"^COURSE_PRECISION: expected one of float32, .*, got 'int8'$"):
+        environment.precision(torch.device("cpu"))
+
+
+def test_pixels_become_numbers_around_zero():
+    rows = np.array([[[[0, 255, 51]]]], dtype=np.uint8)  # (N, H, W, C)
+    x = environment.from_uint8(rows)
+    assert_close(x, torch.tensor([-1.0, 1.0, -0.6]).view(1, 3, 1, 1))
+    assert_close(environment.from_uint8(torch.from_numpy(rows)), x.view(1, 1, 1, 3))
+
+
+def test_the_random_numbers_of_a_step_follow_from_its_numbers():
+    def draw(*numbers):
+        return torch.rand(3, generator=environment.step_generator(*numbers)).tolist()
+
+    assert draw(0, 1, 2) == draw(0, 1, 2)
+    assert len({tuple(draw(*numbers)) for numbers in [(0, 1, 2), (1, 1, 2), (0, 2, 1), (0, 1, 2 + 2**32)]}) == 4
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "new" / "file.txt"
+    with environment.write_whole(path) as temporary:
+        temporary.write_text("first")
+        assert not path.exists()
+    with pytest.raises(OSError, match="full"), environment.write_whole(path) as temporary:
+        temporary.write_text("sec")
+        raise OSError("disk full")
+    assert path.read_text() == "first" and [file.name for file in path.parent.iterdir()] == ["file.txt"]
+
+
+def test_a_hash_is_that_of_the_whole_file(tmp_path):
+    content = bytes(range(256)) * 40_000  # more than one block
+    (tmp_path / "file").write_bytes(content)
+    assert environment.sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()

@@ -266,7 +266,7 @@ def test_when_memory_is_short(monkeypatch, kind, free, short):
     ("cuda", "fp16", torch.float16),
 ])  # fmt: skip
 def test_the_dtype_follows_from_the_device(monkeypatch, kind, precision, dtype):
-    monkeypatch.setattr(stable_diffusion.settings, "mixed_precision", lambda device: precision)
+    monkeypatch.setattr(stable_diffusion.environment, "mixed_precision", lambda device: precision)
     assert stable_diffusion._default_dtype(torch.device(kind)) == dtype
 
 

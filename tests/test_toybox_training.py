@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import CLIPTokenizer
 
-from course_lib.diffusion.checkpoint import sha256
+from course_lib.environment import sha256
 from course_lib.toybox.accessories import ACCESSORIES
 from course_lib.toybox.captions import SYNONYMS
 from course_lib.toybox.pen import COLOURS, PATTERNS

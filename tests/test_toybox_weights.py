@@ -11,8 +11,7 @@ import torch
 from diffusers import DDIMScheduler
 from safetensors import safe_open
 
-from course_lib.diffusion.checkpoint import sha256
-from course_lib.environment import RESULTS
+from course_lib.environment import RESULTS, sha256
 from course_lib.latent import registry, stable_diffusion
 from course_lib.personalization.custom_diffusion import retrieve
 from course_lib.toybox.captions import SYNONYMS

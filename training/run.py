@@ -21,9 +21,8 @@ from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from course_lib.diffusion.checkpoint import sha256
 from course_lib.diffusion.train import EMA
-from course_lib.environment import device_name
+from course_lib.environment import device_name, sha256
 from course_lib.toybox import sets
 from course_lib.toybox.captions import caption
 

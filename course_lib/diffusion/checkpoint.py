@@ -3,7 +3,6 @@
 Used by: notebooks/01_ddpm_training.ipynb, section "The shipped model".
 """
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -12,13 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from course_lib.diffusion.unet import UNet
+from course_lib.environment import sha256
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def save(model: nn.Module, folder: str | Path, provenance: dict, dtype: torch.dtype = torch.float16) -> None:

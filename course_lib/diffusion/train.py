@@ -4,11 +4,9 @@ Derived in: notebooks/01_ddpm_training.ipynb, section "Algorithm 1".
 """
 
 import copy
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -16,7 +14,7 @@ from torch import Tensor, nn
 from course_lib.diffusion.ddpm import simple_loss
 from course_lib.diffusion.guidance import drop_condition
 from course_lib.diffusion.schedule import Schedule
-from course_lib.environment import on_cpu
+from course_lib.environment import from_uint8, on_cpu, step_generator, write_whole
 
 
 class EMA:
@@ -93,7 +91,7 @@ class Training:
         """Draw (B, C, H, W) images in [-1, 1], half of them mirrored, and (B,) labels, some of them dropped."""
         device, B = self.images.device, self.batch_size
         rows = torch.randint(len(self.images), (B,), device=device, generator=generator)
-        x0 = self.images[rows].float() / 127.5 - 1
+        x0 = from_uint8(self.images[rows])
         if self.flip:
             mirrored = torch.rand((B, 1, 1, 1), device=device, generator=generator) < 0.5
             x0 = torch.where(mirrored, x0.flip(-1), x0)
@@ -104,12 +102,9 @@ class Training:
 
     def steps(self, count: int) -> Iterator[tuple[int, Tensor]]:
         """Train `count` steps; yields (step, loss) after each. The loss stays on the device: read it now and then."""
-        generator = torch.Generator(device=self.accelerator.device)
         for _ in range(count):
             self.step += 1
-            # hashed, because torch's CPU generator looks at the low 32 bits of a seed only
-            key = np.random.SeedSequence([self.seed, self.accelerator.process_index, self.step])
-            generator.manual_seed(int(key.generate_state(1)[0]))
+            generator = step_generator(self.seed, self.accelerator.process_index, self.step, on=self.images.device)
             x0, label = self.batch(generator)
             with self.accelerator.autocast():
                 eps_model = lambda xt, t: self.model(xt, t, label)  # noqa: B023, E731
@@ -132,10 +127,8 @@ class Training:
             net=self.net.state_dict(), ema=self.ema.model.state_dict(), optimizer=self.optimizer.state_dict(),
             scaler=self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,  # fp16's loss scale
         )  # fmt: skip
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(state, path.with_suffix(".tmp"))
-        os.replace(path.with_suffix(".tmp"), path)
+        with write_whole(path) as temporary:
+            torch.save(state, temporary)
 
     def load(self, path: str | Path) -> dict:
         """Go on where `save` left off. Returns the extra values saved. Raises ValueError if the settings differ."""

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from course_lib.diffusion import checkpoint
-from course_lib.environment import CHECKPOINTS
+from course_lib.environment import CHECKPOINTS, from_uint8
 from course_lib.toybox.accessories import ACCESSORIES
 from course_lib.toybox.pen import COLOURS, PATTERNS
 from course_lib.toybox.scenes import SCENES
@@ -117,7 +117,7 @@ def answers(judge: Judge, images: Tensor | np.ndarray, batch_size: int = 250) ->
     device, rows = next(judge.parameters()).device, []
     for part in images.split(batch_size):
         x = part.to(device).float()
-        x = x / 127.5 - 1 if images.dtype == torch.uint8 else x.clamp(-1, 1)
+        x = from_uint8(x) if images.dtype == torch.uint8 else x.clamp(-1, 1)
         rows.append(judge.features(x.contiguous(memory_format=torch.channels_last)))
     features = torch.cat(rows)
     return {name: head(features).cpu() for name, head in judge.heads.items()}, features.cpu()

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from course_lib.diffusion import checkpoint
-from course_lib.environment import CHECKPOINTS
+from course_lib.environment import CHECKPOINTS, from_uint8
 
 Gaussian = tuple[Tensor, Tensor]  # mean (D,) and covariance (D, D), float64
 
@@ -64,7 +64,7 @@ def features_and_logits(classifier: SmallClassifier, images: Tensor, batch_size:
     rows = []
     for batch in images.split(batch_size):
         x = batch.to(device).float()
-        x = x / 127.5 - 1 if images.dtype == torch.uint8 else x.clamp(-1, 1)
+        x = from_uint8(x) if images.dtype == torch.uint8 else x.clamp(-1, 1)
         rows.append(classifier.features(x.contiguous(memory_format=torch.channels_last)))
     features = torch.cat(rows)
     return features.cpu(), classifier.head(features).cpu()

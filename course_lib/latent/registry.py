@@ -6,7 +6,6 @@ Ids on the hub do vanish: Stable Diffusion 1.5 left its first address in 2024. S
 else. Only an entry with a `repo` is ever looked up on the network, and what was downloaded once is used as it is.
 """
 
-import hashlib
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 from huggingface_hub import model_info, snapshot_download
 from huggingface_hub.errors import DisabledRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-from course_lib.environment import CHECKPOINTS
+from course_lib.environment import CHECKPOINTS, sha256
 
 WEIGHTS = ("text_encoder", "unet", "vae")
 TIMEOUT = 5  # seconds to wait for the hub's first answer
@@ -172,18 +171,10 @@ def _complete(entry: Entry) -> Path:
 def _check(entry: Entry, folder: Path) -> None:
     for path, expected in entry.sha256.items():
         file = folder / path
-        if file.is_file() and _sha256(file) != expected:
+        if file.is_file() and sha256(file) != expected:
             file.resolve().unlink()  # in the hub's cache a snapshot is made of links
             file.unlink(missing_ok=True)
             raise ValueError(
                 f"name: {path} of {entry.name} has another SHA-256 than the registry: it was damaged on the way, or "
                 "changed at its source; it has been deleted, so try again"
             )
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()

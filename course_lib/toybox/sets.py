@@ -6,8 +6,6 @@ pictures of ten nouns that Part 1 uses beside CIFAR-10.
 Used by: notebooks/02_ddpm_sampling.ipynb and notebooks/05_latent_diffusion.ipynb.
 """
 
-import os
-import tempfile
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -19,6 +17,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from course_lib import environment
+from course_lib.environment import usable_cores, write_whole
 from course_lib.toybox.captions import caption
 from course_lib.toybox.first_ten import NOUNS as FIRST_NOUNS
 from course_lib.toybox.pen import COLOURS, FIRST_PATTERNS, pick
@@ -90,7 +90,7 @@ def pair_images(
     jobs = [(seed, split, k, min(CHUNK, count - k), size) for k in range(0, count, CHUNK)]
     name = f"toybox-v{RENDERER_VERSION}-{split}-seed{seed}-size{size}-{count}.npz"
     return _cached(
-        _home(cache_dir) / name, {"images": (count, size, size, 3)},
+        Path(cache_dir or environment.cache_dir()) / name, {"images": (count, size, size, 3)},
         lambda: {"images": np.concatenate(_run(_render_pairs, jobs, workers, count))},
     )["images"]  # fmt: skip
 
@@ -161,26 +161,19 @@ def toybox10(train=50_000, test=10_000, seed=0, cache_dir=None, workers=None, si
         return dict(zip(shapes, (images[:train], labels[0], images[train:], labels[1]), strict=True))
 
     # version 1 of the ten nouns: later changes of the world leave them as they are
-    return _cached(_home(cache_dir) / f"toybox10-v1-seed{seed}-size{size}-{train}+{test}.npz", shapes, draw)
+    return _cached(
+        Path(cache_dir or environment.cache_dir()) / f"toybox10-v1-seed{seed}-size{size}-{train}+{test}.npz",
+        shapes,
+        draw,
+    )
 
 
 # ---- worker processes and cache files ----
 
 
-def _home(cache_dir):
-    return Path(cache_dir or os.environ.get("COURSE_CACHE") or Path.home() / ".cache" / "personalization-course")
-
-
-def _usable_cores():
-    """How many cores this process may run on: fewer than the machine has where it is pinned to some of them."""
-    if hasattr(os, "sched_getaffinity"):  # Linux
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _run(draw: Callable, jobs: list, workers: int | None, total: int) -> list[np.ndarray]:
     """The jobs' pictures in order, from worker processes if there are many."""
-    workers = workers if workers is not None else _usable_cores()
+    workers = workers if workers is not None else usable_cores()
     check_count("workers", workers, 1)
     bar = tqdm(total=total, desc="toybox", unit="img", disable=total < SMALL)
     done = []
@@ -226,13 +219,6 @@ def _load(path, shapes):
 
 
 def _save(path, data):
-    """Write a file whole or not at all: under another name first, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-        try:
-            np.savez(file, **data)
-        except BaseException:
-            file.close()
-            os.unlink(file.name)
-            raise
-    os.replace(file.name, path)
+    """NumPy writes to an open file, as it would add .npz to the name of another."""
+    with write_whole(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **data)
