@@ -44,26 +44,24 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from course_lib.diffusion.ddpm import noise_errors
+from course_lib.diffusion.ddpm import loss_per_picture
 from course_lib.environment import RESULTS, device_name, quick_dtype
+from course_lib.latent.registry import MODELS, Defaults
 from course_lib.latent.stable_diffusion import StableDiffusion, load
-from course_lib.personalization import custom_diffusion, dreambooth, textual_inversion
-from course_lib.personalization.concept import OBJECT, encode, open_images, picture_size, to_tensor
-from course_lib.personalization.finetune import Recipe, Settings, finetune
+from course_lib.personalization import custom_diffusion, lora, methods
+from course_lib.personalization.concept import load_concept
+from course_lib.personalization.examples import OBJECT, encode
+from course_lib.personalization.finetune import finetune
 from course_lib.personalization.memory import GIB, memory_plan
+from course_lib.personalization.pictures import open_images, to_tensor
+from course_lib.personalization.recipe import Recipe, Settings
 from course_lib.personalization.regularisation import SEARCHED
-from course_lib.personalization.saving import load_concept
 from course_lib.toybox.sets import pair_spec
 from course_lib.toybox.world import render
 
 REPO = Path(__file__).resolve().parents[1]
 SUBJECT, NOUN = REPO / "data" / "subjects" / "mochi", "cat"
-METHODS = {  # its name, where its settings are, and the word that is learnt
-    "textual-inversion": ("Textual Inversion", textual_inversion, "TOYBOX", "SD15", "<v>"),
-    "dreambooth": ("DreamBooth", dreambooth, "TOYBOX", "SD15", "sks"),
-    "lora": ("LoRA", dreambooth, "TOYBOX_LORA", "SD15_LORA", "sks"),
-    "custom-diffusion": ("Custom Diffusion", custom_diffusion, "TOYBOX", "SD15", "<v>"),
-}
+METHODS = {name.replace("_", "-"): method for name, method in methods.METHODS.items()}
 RANK = 4
 PRIOR_W = 5.0  # guidance of the prior pictures, on both sides
 FASTER, SECONDS = 2.0, {"textual-inversion": 60, "dreambooth": 60, "custom-diffusion": 60}  # targets, on a CPU
@@ -120,9 +118,13 @@ def base_model(args: argparse.Namespace, dtype: torch.dtype) -> StableDiffusion:
     return sd.to(args.device, dtype)
 
 
+def defaults_of(base: str) -> Defaults:
+    """What suits a base model; the random one has the layout of Stable Diffusion 1.5."""
+    return MODELS[base].defaults if base in MODELS else Defaults()
+
+
 def own_settings(args: argparse.Namespace, method: str) -> Settings:
-    _, module, toybox, other, _ = METHODS[method]
-    return replace(getattr(module, toybox if args.base == "toybox" else other), seed=args.seed)
+    return replace(METHODS[method].settings[defaults_of(args.base).settings], seed=args.seed)
 
 
 def synchronize(device: torch.device) -> None:
@@ -136,7 +138,7 @@ def synchronize(device: torch.device) -> None:
 @torch.no_grad()
 def draw_prior(sd: StableDiffusion, folder: Path, count: int, seed: int, steps: int | None = None) -> list:
     """Prior pictures as files: [(path, prompt), ...]."""
-    prompt, pairs, steps = f"a photo of a {NOUN}", [], steps or dreambooth.prior_steps(sd)
+    prompt, pairs, steps = f"a photo of a {NOUN}", [], steps or sd.defaults.prior_steps
     for k in range(0, count, 8):
         images = sd.sample([prompt] * min(8, count - k), w=PRIOR_W, steps=steps, seed=seed + k)
         for image in ((images + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy():
@@ -153,24 +155,22 @@ def draw_regularisation(sd: StableDiffusion, folder: Path, count: int, search: b
     files = []
     for k in found:
         files.append((folder / f"found_{k:04d}.png", captions[k]))
-        Image.fromarray(render(pairs[k][0], picture_size(sd))).save(files[-1][0])
+        Image.fromarray(render(pairs[k][0], sd.resolution)).save(files[-1][0])
     return files
 
 
-def recipe(sd: StableDiffusion, method: str, settings: Settings, others: list, augment: bool | None = None) -> Recipe:
+def recipe(sd: StableDiffusion, method: str, settings: Settings, others: list, augment: bool | None = None):
     """The course's recipe, with the other pictures encoded once, as `prior` or as `regularisation`."""
     more = None
     if others:
-        x = torch.stack([to_tensor(image, picture_size(sd)) for image in open_images([path for path, _ in others])])
+        x = torch.stack([to_tensor(image, sd.resolution) for image in open_images([path for path, _ in others])])
         more = encode(sd, x, [(prompt,) for _, prompt in others])
-    token, pictures = METHODS[method][-1], open_images(SUBJECT)  # as a list: both ways take the templates
-    if method == "textual-inversion":
-        return textual_inversion.recipe(sd, pictures, token=token, noun=NOUN, settings=settings)
+    options = {"token": METHODS[method].token, "noun": NOUN, "settings": settings}
     if method == "custom-diffusion":
-        subject, regularisation = custom_diffusion.Subject(pictures, token, NOUN), [more] if more else []
-        return custom_diffusion.recipe(sd, subject, regularisation=regularisation, augment=augment, settings=settings)
-    rank = RANK if method == "lora" else None
-    return dreambooth.recipe(sd, pictures, noun=NOUN, token=token, prior=more, rank=rank, settings=settings)
+        options |= {"regularisation": [more] if more else [], "augment": augment}
+    elif method != "textual-inversion":
+        options |= {"prior": more}
+    return METHODS[method].recipe(sd, open_images(SUBJECT), **options)  # as a list: both ways take the templates
 
 
 # ---- the plain way ----
@@ -202,7 +202,7 @@ class View:
 
 def subject_views(method: str, settings: Settings, augment: bool, variants: int = 64) -> list[View]:
     """The subject's pictures under the method's sentences; augment: small and zoomed in, too (Custom Diffusion)."""
-    files, token = sorted(SUBJECT.glob("*.png")), METHODS[method][-1]
+    files, token = sorted(SUBJECT.glob("*.png")), METHODS[method].token
     name = token if method == "textual-inversion" else f"{token} {NOUN}"
     templates = OBJECT if method in ("textual-inversion", "custom-diffusion") else ("a photo of a {}",)
     if method != "custom-diffusion" or not augment:
@@ -225,16 +225,17 @@ class Plain:
 
     def __init__(self, sd: StableDiffusion, method: str, settings: Settings, others: list, augment: bool | None = None):
         self.sd, self.method, self.table = sd, method, None
-        self.terms = [subject_views(method, settings, sd.name != "toybox" if augment is None else augment)]
+        self.terms = [subject_views(method, settings, sd.defaults.augment if augment is None else augment)]
         if others:
             self.terms.append([View(path, (prompt,)) for path, prompt in others])
         self.params = {}
         if method in ("textual-inversion", "custom-diffusion"):
-            self.params["tokens"] = self.add_word(METHODS[method][-1], NOUN)
+            self.params["tokens"] = self.add_word(METHODS[method].token, NOUN)
         if method == "dreambooth":
             self.params |= {f"unet.{name}": param for name, param in sd.unet.named_parameters()}
         elif method == "lora":
-            self.params |= dreambooth.add_lora(sd.unet, RANK, contextlib.ExitStack())
+            self.undo = contextlib.ExitStack()  # never closed: the model is not used for anything else
+            self.params |= self.undo.enter_context(lora.attach({"unet": sd.unet}, RANK, settings.seed))
         elif method == "custom-diffusion":
             for name, layer in custom_diffusion.key_value_layers(sd.unet).items():
                 self.params[f"unet.{name}.weight"] = layer.weight
@@ -274,7 +275,7 @@ class Plain:
             rows = torch.cat([torch.randperm(V, generator=generator) for _ in range(-(-count // V))])[:count].tolist()
             which = torch.rand(count, generator=generator).tolist()
             prompts = [views[r].prompts[int(w * len(views[r].prompts))] for r, w in zip(rows, which, strict=True)]
-            opened = [views[row].open(picture_size(sd), sd.factor) for row in rows]
+            opened = [views[row].open(sd.resolution, sd.factor) for row in rows]
             x, mask = (torch.stack(parts).to(sd.device) for parts in zip(*opened, strict=True))
             posterior = sd.vae.encode(x.to(sd.dtype)).latent_dist
             noise = torch.randn(posterior.mean.shape, generator=generator).to(sd.device)
@@ -287,12 +288,15 @@ class Plain:
 
     def loss(self, draws: list[dict]) -> Tensor:
         """The terms concatenated; every prompt goes through the text encoder, however often it occurs."""
-        join = lambda key: torch.cat([draw[key] for draw in draws])  # noqa: E731
+
+        def join(key: str) -> Tensor:
+            return torch.cat([draw[key] for draw in draws])
+
         with torch.set_grad_enabled(self.table is not None):
             context = self.sd.encode_prompt([prompt for draw in draws for prompt in draw["prompts"]])
         eps_model = lambda zt, t: self.sd.unet_eps(zt, t, context)  # noqa: E731
         kind = self.settings.weighting or self.sd.weighting
-        errors = noise_errors(eps_model, join("z0"), join("t"), join("eps"), self.sd.schedule, kind, join("mask"))
+        errors = loss_per_picture(eps_model, join("z0"), join("t"), join("eps"), self.sd.schedule, kind, join("mask"))
         return sum(part.mean() for part in errors.split(self.settings.batch_size))
 
     def __call__(self) -> float:
@@ -328,7 +332,7 @@ def train_plain(args: argparse.Namespace) -> None:
         others = []
         if args.plain == "dreambooth" and args.prior:
             others = draw_prior(sd, Path(folder), args.prior, args.seed)
-        elif args.plain == "custom-diffusion" and args.prior and sd.name == "toybox":
+        elif args.plain == "custom-diffusion" and args.prior and sd.defaults.toybox_world:
             others = draw_regularisation(sd, Path(folder), args.prior)
         training = Plain(sd, args.plain, settings, others)
         for _ in range(settings.steps):
@@ -365,7 +369,7 @@ def step_rows(args: argparse.Namespace, method: str) -> Iterator[dict]:
         made = undo.enter_context(recipe(ours, method, settings, others))
         plain = Plain(theirs, method, settings, others)
         for size in args.batch_sizes:
-            row = dict(what=f"{METHODS[method][0]}: a step, batch {size}", method=method, batch_size=size)
+            row = dict(what=f"{METHODS[method].title}: a step, batch {size}", method=method, batch_size=size)
             made.settings = replace(settings, batch_size=size)
             with contextlib.closing(finetune(ours, made)) as training:
                 plain.begin(made.settings)
@@ -496,14 +500,14 @@ def watched(args: argparse.Namespace, command: list[str], cache: Path) -> tuple[
 def command_of(args: argparse.Namespace, method: str, base: str, out: Path) -> list[str]:
     """The course's own command line."""
     command = ["-m", "course_lib.personalize", "train", "--method", method, "--images", str(SUBJECT), "--class-noun",
-               NOUN, "--token", METHODS[method][-1], "--base", base, "--device", args.device, "--out", str(out),
+               NOUN, "--token", METHODS[method].token, "--base", base, "--device", args.device, "--out", str(out),
                "--seed", str(args.seed), "--grid", "0"]  # fmt: skip
     if args.train_steps:
         command += ["--steps", str(args.train_steps)]
     if method == "dreambooth":
         command += ["--prior", str(args.prior)]
     elif method == "custom-diffusion":
-        command += ["--regularisation", str(args.prior if base == "toybox" else 0)]
+        command += ["--regularisation", str(args.prior if defaults_of(args.base).toybox_world else 0)]
     return command + (["--rank", str(RANK)] if method == "lora" else [])
 
 
@@ -533,11 +537,11 @@ def end_row(args: argparse.Namespace, method: str, base: str, folder: Path) -> d
                     settings, shapes = concept.settings, {key: v.shape for key, v in concept.tensors.items()}
                 else:
                     check_same(out, shapes)
-    row = dict(what=f"{METHODS[method][0]}: end to end, {settings['steps']} steps of {settings['batch_size']}",
+    row = dict(what=f"{METHODS[method].title}: end to end, {settings['steps']} steps of {settings['batch_size']}",
                method=method, **compared(times, "seconds", 1))  # fmt: skip
     if None not in peaks["course_lib"]:
         row["peak_gib"] = {name: round(max(values) / 2**30, 3) for name, values in peaks.items()}
-    if args.device == "cpu" and args.base == "toybox" and not args.train_steps:
+    if args.device == "cpu" and defaults_of(args.base).toybox_world and not args.train_steps:
         row["targets"] = {f">= {FASTER:g} times as fast": row["ratio"] >= FASTER}
         if method in SECONDS:
             seconds = row["seconds"]["course_lib"]
@@ -575,7 +579,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.plain:
         return train_plain(args)
     start, rows, errors = time.time(), [], []
-    usual = args.base == "toybox" and args.device == "cpu"
+    usual = defaults_of(args.base).toybox_world and args.device == "cpu"
     kind = "benchmark_memory" if args.only == "memory" else "benchmark_personalization"
     name = kind + ("" if usual else f"_{Path(args.base).name}_{args.device}")
     args.out = args.out or RESULTS / f"{name}.json"

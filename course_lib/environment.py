@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import glob
 import hashlib
 import json
 import os
@@ -229,10 +230,17 @@ def step_generator(seed: int, *numbers: int, on: torch.device | str = "cpu") -> 
 def write_whole(path: str | Path) -> Iterator[Path]:
     """Write a file whole or not at all: the block gets another name to write to, which is renamed at its end.
 
-    The folder is made if it is missing. After an error, or a kill, the old file is still there.
+    The folder is made if it is missing. After an error, or a kill, the old file is still there. Each process has a
+    temporary file of its own; those that killed processes left are removed.
     """
+    import psutil
+
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    for file in path.parent.glob(f"{glob.escape(path.name)}.*.tmp"):
+        pid = file.name.removeprefix(f"{path.name}.").removesuffix(".tmp")
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            file.unlink(missing_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary

@@ -16,7 +16,8 @@ import argparse
 import datetime
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,12 +30,13 @@ from torch import Tensor
 from course_lib.environment import REPOSITORY, RESULTS
 from course_lib.evaluation import judge
 from course_lib.evaluation.metrics import interval
-from course_lib.personalization import concept as pictures
 from course_lib.personalization import custom_diffusion, dreambooth, textual_inversion
-from course_lib.personalization.finetune import Recipe, Term, finetune
+from course_lib.personalization.concept import Concept, applied, concept_of, only_tokens
+from course_lib.personalization.examples import subject_examples
+from course_lib.personalization.finetune import finetune
 from course_lib.personalization.merge import caption_features, merge_concepts, word_features
+from course_lib.personalization.recipe import Recipe, Term
 from course_lib.personalization.regularisation import toybox_regularisation
-from course_lib.personalization.saving import Concept, applied, concept_of, only_tokens
 from course_lib.plots import montage
 from course_lib.toybox import subjects
 from course_lib.toybox.captions import corpus
@@ -219,7 +221,7 @@ def c8(bench: Bench) -> dict:
                 for n, p in net.named_parameters() if not n.endswith("rows")}  # fmt: skip
 
     before = state()
-    settings = replace(textual_inversion.default(sd), steps=20, weight_decay=0.1)
+    settings = replace(textual_inversion.SETTINGS[sd.defaults.settings], steps=20, weight_decay=0.1)
     with textual_inversion.recipe(sd, folder("mochi"), token="<v>", noun="cat", settings=settings) as recipe:
         first = recipe.tokens.rows.detach().clone()
         train(bench, recipe)
@@ -323,16 +325,16 @@ def two_subjects(bench: Bench, names: tuple[str, str]) -> dict:
     look("untouched model", *two.nouns)
     scores["ground truth"] = two.score(two.truth(), 1)
     learnt = [
-        custom_diffusion.Subject(folder(name), token, noun)
+        custom_diffusion.SubjectPictures(folder(name), token, noun)
         for name, token, noun in zip(names, TOKENS, two.nouns, strict=True)
     ]
     regularisation = [toybox_regularisation(sd, noun, 200) for noun in two.nouns]
-    with custom_diffusion.recipe(sd, learnt, regularisation=regularisation) as recipe:
+    with custom_diffusion.joint_recipe(sd, learnt, regularisation=regularisation) as recipe:
         train(bench, recipe)
         look("joint", *named)
     alone = []
     for subject, examples in zip(learnt, regularisation, strict=True):
-        with custom_diffusion.recipe(sd, subject, regularisation=[examples]) as recipe:
+        with custom_diffusion.joint_recipe(sd, [subject], regularisation=[examples]) as recipe:
             train(bench, recipe)
             alone.append(concept_of(recipe))
     start = datetime.datetime.now()
@@ -355,17 +357,20 @@ def averaged(concepts: list[Concept], like: Concept) -> Concept:
     return replace(like, tensors=mean | {"tokens": like.tensors["tokens"]})
 
 
-def two_dreambooths(bench: Bench, two: TwoSubjects) -> Recipe:
+@contextmanager
+def two_dreambooths(bench: Bench, two: TwoSubjects) -> Iterator[Recipe]:
     """DreamBooth on both sets of pictures at once, each with a rare word and with the pictures of its class."""
     sd, (one, other) = bench.sd, two.nouns
     prior = dreambooth.prior_examples(sd, one, PRIOR)
-    settings = replace(dreambooth.TOYBOX, steps=dreambooth.TOYBOX.steps * 3 // 2)  # as many more as joint training has
-    recipe = dreambooth.recipe(sd, folder(two.names[0]), noun=one, token="sks", prior=prior, settings=settings)
-    examples = pictures.examples(sd, folder(two.names[1]), f"zwx {other}", templates=("a photo of a {}",))
-    recipe.terms += [Term(examples), Term(dreambooth.prior_examples(sd, other, PRIOR))]
-    for term in recipe.terms:
-        term.weight /= 2
-    return recipe
+    settings = dreambooth.SETTINGS[sd.defaults.settings]
+    settings = replace(settings, steps=settings.steps * 3 // 2)  # as many more as joint training has
+    examples = subject_examples(sd, folder(two.names[1]), f"zwx {other}", templates=("a photo of a {}",))
+    others = [Term(examples), Term(dreambooth.prior_examples(sd, other, PRIOR))]
+    with dreambooth.recipe(sd, folder(two.names[0]), noun=one, prior=prior, settings=settings) as recipe:
+        recipe.terms += others
+        for term in recipe.terms:
+            term.weight /= 2
+        yield recipe
 
 
 @torch.no_grad()
@@ -468,10 +473,10 @@ def compound(bench: Bench) -> dict:
         return {k: [round(n, 4) for n in v.view(-1, bench.args.images).mean(1).tolist()] for k, v in values.items()}
 
     rows["untouched"] = look(before)
-    subject = custom_diffusion.Subject(folder("mochi"), "<v>", f"{COMPOUND} cat")
+    noun = f"{COMPOUND} cat"
     both = [toybox_regularisation(sd, noun, 200) for noun in (COMPOUND, "cat")]
     for name, regularisation in {"without": [], "with": both}.items():
-        with custom_diffusion.recipe(sd, subject, regularisation=regularisation) as recipe:
+        with custom_diffusion.recipe(sd, folder("mochi"), noun=noun, regularisation=regularisation) as recipe:
             train(bench, recipe)
             rows[name] = look(bench.class_samples(COMPOUND))
     return rows

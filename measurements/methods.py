@@ -41,10 +41,11 @@ from course_lib.evaluation import judge
 from course_lib.evaluation.metrics import interval
 from course_lib.latent import stable_diffusion
 from course_lib.latent.stable_diffusion import StableDiffusion
-from course_lib.personalization import custom_diffusion, dreambooth, textual_inversion
-from course_lib.personalization.finetune import Recipe, finetune
+from course_lib.personalization import custom_diffusion, dreambooth, lora, textual_inversion
+from course_lib.personalization.concept import Concept, concept_of
+from course_lib.personalization.finetune import finetune
+from course_lib.personalization.recipe import Recipe
 from course_lib.personalization.regularisation import toybox_regularisation
-from course_lib.personalization.saving import Concept, concept_of
 from course_lib.plots import grid, montage
 from course_lib.toybox import subjects
 from course_lib.toybox.world import Spec, render
@@ -57,14 +58,14 @@ ON_SHEET = {"base": "untouched model", "textual_inversion": "Textual Inversion",
             "lora": "LoRA", "custom_diffusion": "Custom Diffusion"}  # fmt: skip
 
 
-def dreambooth_recipe(sd: StableDiffusion, folder: Path, noun: str, weight: float, rank: int | None = None) -> Recipe:
+def dreambooth_recipe(sd: StableDiffusion, folder: Path, noun: str, weight: float) -> Recipe:
     prior = dreambooth.prior_examples(sd, noun, PRIOR) if weight else None
-    return dreambooth.recipe(sd, folder, noun=noun, prior=prior, prior_weight=weight, rank=rank)
+    return dreambooth.recipe(sd, folder, noun=noun, prior=prior, prior_weight=weight)
 
 
 def custom_recipe(sd: StableDiffusion, folder: Path, noun: str, regularised: bool) -> Recipe:
     pictures = [toybox_regularisation(sd, noun, 200)] if regularised else []
-    return custom_diffusion.recipe(sd, custom_diffusion.Subject(folder, "<v>", noun), regularisation=pictures)
+    return custom_diffusion.recipe(sd, folder, noun=noun, regularisation=pictures)
 
 
 # method -> (recipe, what stands for the subject in a prompt)
@@ -75,7 +76,7 @@ METHODS: dict[str, tuple[Callable[[StableDiffusion, Path, str], Recipe] | None, 
     "dreambooth_no_prior": (lambda sd, f, noun: dreambooth_recipe(sd, f, noun, 0.0), "sks {noun}"),
     "dreambooth_prior_0.3": (lambda sd, f, noun: dreambooth_recipe(sd, f, noun, 0.3), "sks {noun}"),
     "dreambooth_prior_3": (lambda sd, f, noun: dreambooth_recipe(sd, f, noun, 3.0), "sks {noun}"),
-    "lora": (lambda sd, f, noun: dreambooth_recipe(sd, f, noun, 0.0, rank=4), "sks {noun}"),
+    "lora": (lambda sd, f, noun: lora.recipe(sd, f, noun=noun), "sks {noun}"),
     "custom_diffusion": (lambda sd, f, noun: custom_recipe(sd, f, noun, True), "<v> {noun}"),
     "custom_diffusion_no_regularisation": (lambda sd, f, noun: custom_recipe(sd, f, noun, False), "<v> {noun}"),
 }

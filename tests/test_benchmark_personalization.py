@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from course_lib import personalize
-from course_lib.personalization.finetune import Features, denoising_loss, draw_step
+from course_lib.personalization.finetune import PromptFeatures, denoising_loss, draw_step
 
 REPO = Path(__file__).resolve().parents[1]
 
 
-def script(name):
-    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", REPO / "benchmarks" / f"{name}.py")
+def script(name, folder="benchmarks"):
+    spec = importlib.util.spec_from_file_location(f"{folder}_{name}", REPO / folder / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -48,11 +48,14 @@ def test_both_ways_have_the_same_draws_loss_and_gradient(both):
     for term, views in zip(recipe.terms, plain.terms, strict=True):
         assert [view.prompts for view in views] == term.examples.prompts
     for ours, other in zip(draws, theirs, strict=True):
-        assert ours["prompts"] == other["prompts"]
+        assert ours.prompts == other["prompts"]
         for key in ("t", "eps", "mask"):
-            torch.testing.assert_close(other[key], ours[key], rtol=0, atol=0)
-        torch.testing.assert_close(other["z0"], ours["z0"], rtol=1e-3, atol=1e-3)
-    loss, plain_loss = denoising_loss(sd, draws, Features(sd, recipe), plain.settings.weighting), plain.loss(theirs)
+            torch.testing.assert_close(other[key], getattr(ours, key), rtol=0, atol=0)
+        torch.testing.assert_close(other["z0"], ours.z0, rtol=1e-3, atol=1e-3)
+    loss, plain_loss = (
+        denoising_loss(sd, draws, PromptFeatures(sd, recipe), plain.settings.weighting),
+        plain.loss(theirs),
+    )
     torch.testing.assert_close(plain_loss, loss, rtol=1e-3, atol=0)
     loss.backward()
     plain_loss.backward()
@@ -82,7 +85,7 @@ def test_quick_steps_give_finite_ratios_and_a_table(tmp_path, monkeypatch):
     assert [row["method"] for row in result["rows"]] == ["textual-inversion", "lora"]
     assert all(math.isfinite(row["ratio"]) and row["ratio"] > 0 for row in result["rows"])
     assert {"seed", "device", "date", "torch"} <= result.keys()
-    readme = script("readme")
+    readme = script("readme", "tools")
     monkeypatch.setattr(readme, "RESULTS", tmp_path)
     assert "| LoRA: a step, batch 1 |" in readme.personalization_speed()
 

@@ -109,7 +109,7 @@ def test_the_pairs_are_those_that_the_untouched_model_draws_whatever_the_methods
     shares = {"a b": (0.4, 0.9), "b a": (0.5, 0.9), "a c": (0.9, 0.5), "b c": (0.3, 1.0), "c d": (0.2, 0.7),
               "d a": (0.1, 0.9)}  # fmt: skip
     rows = {names: dict(untouched=untouched, truth=truth) for names, (untouched, truth) in shares.items()}
-    # "a b" is the same pair in its worse order, and the judge can not read "a c"
+    # "a b" is the same pair in its worse order, and the judge cannot read "a c"
     assert toybox_claims.chosen(rows) == [("b", "a"), ("b", "c"), ("c", "d")]
 
 

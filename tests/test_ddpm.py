@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from course_lib.diffusion.ddpm import noise_errors, posterior, predict_x0, q_sample, simple_loss
+from course_lib.diffusion.ddpm import loss_per_picture, posterior, predict_x0, q_sample, simple_loss
 from course_lib.diffusion.schedule import cosine, linear
 
 SCHEDULE = linear()
@@ -152,24 +152,24 @@ def errors_by_hand(x0, eps, weighting, mask):
 
 
 @pytest.mark.parametrize("weighting", WEIGHTS)
-def test_noise_errors_are_one_number_for_each_picture(weighting):
+def test_loss_per_picture_are_one_number_for_each_picture(weighting):
     x0, eps, t = randn(6, 4, 8, 8), randn(6, 4, 8, 8, seed=1), torch.tensor(TIMES)
     ones, mask = torch.ones(6, 1, 8, 8), (randn(6, 1, 8, 8, seed=2) > 0).double()
-    plain = noise_errors(eps_model, x0, t, eps, SCHEDULE, weighting)
+    plain = loss_per_picture(eps_model, x0, t, eps, SCHEDULE, weighting)
     assert plain.shape == (6,)
     torch.testing.assert_close(plain, errors_by_hand(x0, eps, weighting, ones))
-    torch.testing.assert_close(noise_errors(eps_model, x0, t, eps, SCHEDULE, weighting, ones), plain)
+    torch.testing.assert_close(loss_per_picture(eps_model, x0, t, eps, SCHEDULE, weighting, ones), plain)
     # the mask has one channel and the picture four: the mean is over four times as many numbers
-    masked = noise_errors(eps_model, x0, t, eps, SCHEDULE, weighting, mask)
+    masked = loss_per_picture(eps_model, x0, t, eps, SCHEDULE, weighting, mask)
     torch.testing.assert_close(masked, errors_by_hand(x0, eps, weighting, mask))
     hidden = torch.where(mask == 1, x0, 1e3)  # what is hidden may be anything: this model looks at single places
-    torch.testing.assert_close(noise_errors(eps_model, hidden, t, eps, SCHEDULE, weighting, mask), masked)
+    torch.testing.assert_close(loss_per_picture(eps_model, hidden, t, eps, SCHEDULE, weighting, mask), masked)
 
 
 def test_min_snr_holds_back_the_times_with_little_noise():
     t = torch.arange(1, 1001)
     x0 = torch.zeros(1000, 1, 1, 1, dtype=torch.float64)
-    weights = noise_errors(lambda xt, t: 0 * xt, x0, t, x0 + 1, SCHEDULE, "min_snr")  # the error is 1 everywhere
+    weights = loss_per_picture(lambda xt, t: 0 * xt, x0, t, x0 + 1, SCHEDULE, "min_snr")  # the error is 1 everywhere
     snr = SCHEDULE.alpha_bar[1:] / (1 - SCHEDULE.alpha_bar[1:])
     torch.testing.assert_close(weights[snr <= 5], torch.ones_like(weights[snr <= 5]), rtol=0, atol=0)
     torch.testing.assert_close((weights * snr)[snr > 5], torch.full_like(weights[snr > 5], 5.0))
@@ -177,10 +177,10 @@ def test_min_snr_holds_back_the_times_with_little_noise():
 
 
 @pytest.mark.parametrize("weighting", WEIGHTS)
-def test_simple_loss_is_the_mean_of_noise_errors(weighting):
+def test_simple_loss_is_the_mean_of_loss_per_picture(weighting):
     x0 = randn(6, 3, 8, 8)
     t, eps = draws_of_the_loss(x0, 5)
-    errors = noise_errors(eps_model, x0, t, eps, SCHEDULE, weighting)
+    errors = loss_per_picture(eps_model, x0, t, eps, SCHEDULE, weighting)
     torch.testing.assert_close(simple_loss(eps_model, x0, SCHEDULE, generator(5), weighting), errors.mean())
 
 

@@ -141,7 +141,12 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     with pytest.raises(OSError, match="full"), environment.write_whole(path) as temporary:
         temporary.write_text("sec")
         raise OSError("disk full")
-    assert path.read_text() == "first" and [file.name for file in path.parent.iterdir()] == ["file.txt"]
+    path.with_name("file.txt.999999999.tmp").write_text("of a killed process")
+    path.with_name("file.txt.notes.tmp").write_text("the reader's own")
+    with environment.write_whole(path) as temporary:
+        temporary.write_text("third")
+    path.with_name("file.txt.notes.tmp").unlink()
+    assert path.read_text() == "third" and [file.name for file in path.parent.iterdir()] == ["file.txt"]
 
 
 def test_a_hash_is_that_of_the_whole_file(tmp_path):

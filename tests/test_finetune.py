@@ -1,6 +1,7 @@
 """The loop of all methods: what learns and what must not, its loss, and what is left when a training breaks off."""
 
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,9 +10,10 @@ import torch
 from PIL import Image
 from tiny import FULL_SIZE, TINY
 
-from course_lib.personalization import custom_diffusion, dreambooth, finetune, textual_inversion
-from course_lib.personalization.concept import Examples
-from course_lib.personalization.finetune import Features, Settings, Term, denoising_loss, draw_step
+from course_lib.personalization import custom_diffusion, dreambooth, finetune, lora, textual_inversion
+from course_lib.personalization.examples import Examples
+from course_lib.personalization.finetune import Draw, PromptFeatures, denoising_loss, draw_step
+from course_lib.personalization.recipe import Settings, Term
 
 close = torch.testing.assert_close
 exact = dict(rtol=0, atol=0)
@@ -40,16 +42,16 @@ def inversion(sd, vectors=1, captions=None, **options):
 
 
 def booth(sd, text=False, rank=None, prior=None, prior_weight=1.0, **options):
-    return dreambooth.recipe(
-        sd, PICTURES, noun="cat", text=text, rank=rank, prior=prior, prior_weight=prior_weight,
-        settings=settings(**options),
-    )  # fmt: skip
+    more = dict(text=text, prior=prior, prior_weight=prior_weight, settings=settings(**options))
+    if rank is None:
+        return dreambooth.recipe(sd, PICTURES, noun="cat", **more)
+    return lora.recipe(sd, PICTURES, noun="cat", rank=rank, **more)
 
 
 def custom(sd, count=1, regularisation=(), captions=("a {}",) * 3, **options):
     nouns = ("cat", "tiger")[:count]
-    subjects = [custom_diffusion.Subject(PICTURES, f"<{noun}-1>", noun, captions) for noun in nouns]
-    return custom_diffusion.recipe(sd, subjects, regularisation=regularisation, settings=settings(**options))
+    subjects = [custom_diffusion.SubjectPictures(PICTURES, f"<{noun}-1>", noun, captions) for noun in nouns]
+    return custom_diffusion.joint_recipe(sd, subjects, regularisation=regularisation, settings=settings(**options))
 
 
 METHODS = {
@@ -170,8 +172,8 @@ def test_in_bfloat16_what_learns_is_float32_and_pictures_can_be_drawn_in_the_loo
 def test_float16_on_a_cpu_is_refused():
     half = build().to(dtype=torch.float16)
     before = state(half)
-    with pytest.raises(ValueError, match=r"^sd: expected float32 on a CPU, got float16; load it with"):
-        inversion(half)
+    with pytest.raises(ValueError, match=r"^sd: expected float32 on a CPU, got float16; load it with"), inversion(half):
+        pass
     assert_unchanged(before, state(half))
 
 
@@ -186,30 +188,28 @@ def draws_of_two_terms(weight):
     mask[1, :, :, 1:] = 0
     keys = dict(z0=torch.randn(4, 4, 8, 8, generator=g), eps=torch.randn(4, 4, 8, 8, generator=g), mask=mask,
                 t=torch.tensor([1, 300, 700, 1000]))  # fmt: skip
-    first, second = ({key: value[rows] for key, value in keys.items()} for rows in (slice(0, 2), slice(2, 4)))
-    first |= dict(prompts=["a cat", "a tiger"], weight=1.0)
-    second |= dict(prompts=["of", "of"], weight=weight)
-    return [first, second]
+    both = Draw(prompts=["a cat", "a tiger", "of", "of"], weight=1.0, **keys)
+    return [both.part(slice(0, 2)), replace(both.part(slice(2, 4)), weight=weight)]
 
 
 @pytest.fixture
 def features(sd):
-    return Features(sd, SimpleNamespace(tokens=None, text_learns=False))
+    return PromptFeatures(sd, SimpleNamespace(tokens=None, text_learns=False))
 
 
 @pytest.mark.parametrize("weighting", ["eps", "v", "min_snr"])
 def test_the_loss_is_the_formula(sd, features, weighting):
     draws, by_hand = draws_of_two_terms(0.3), 0.0
     for draw in draws:
-        for i, prompt in enumerate(draw["prompts"]):
-            z0, eps, t, mask = (draw[key][i] for key in ("z0", "eps", "t", "mask"))
+        for i, prompt in enumerate(draw.prompts):
+            z0, eps, t, mask = (getattr(draw, key)[i] for key in ("z0", "eps", "t", "mask"))
             alpha_bar = sd.schedule.alpha_bar[t].float()
             zt = alpha_bar.sqrt() * z0 + (1 - alpha_bar).sqrt() * eps
             eps_hat = sd.unet(zt[None], t - 1, encoder_hidden_states=sd.encode_prompt(prompt)).sample[0]
             shown = [(eps - eps_hat)[c][mask[0] == 1] for c in range(4)]  # the mask has one channel, the latents four
             snr = alpha_bar / (1 - alpha_bar)
             factor = {"eps": 1, "v": 1 / alpha_bar, "min_snr": min(snr, 5) / snr}[weighting]
-            by_hand = by_hand + draw["weight"] * factor * torch.stack(shown).square().mean() / 2
+            by_hand = by_hand + draw.weight * factor * torch.stack(shown).square().mean() / 2
     close(denoising_loss(sd, draws, features, weighting), by_hand, rtol=1e-5, atol=1e-6)
 
 
@@ -232,7 +232,8 @@ def test_a_prior_of_weight_0_is_none(sd, features):
         with booth(sd, rank=2, prior=prior(), prior_weight=weight) as recipe:
             assert [term.weight for term in recipe.terms] == weights
     with pytest.raises(ValueError, match=r"^prior_weight: expected a number of at least 0, got -1"):
-        booth(sd, prior=prior(), prior_weight=-1)
+        with booth(sd, prior=prior(), prior_weight=-1):
+            pass
 
 
 def test_a_mask_of_ones_is_none(sd, features):
@@ -344,9 +345,9 @@ def test_what_the_loop_can_not_do_is_refused(sd, monkeypatch):
 def test_a_term_counts_by_its_weight(sd):
     """Twice the weight of a term and half of it, twice, are one."""
     with inversion(sd, captions=["a {}"] * 3) as recipe:
-        once = [dict(draw, weight=2.0) for draw in draw_step(sd, recipe, 2, 1)]
-        twice = [dict(draw, weight=1.0) for draw in once * 2]
-        features = Features(sd, recipe)
+        once = [replace(draw, weight=2.0) for draw in draw_step(sd, recipe, 2, 1)]
+        twice = [replace(draw, weight=1.0) for draw in once * 2]
+        features = PromptFeatures(sd, recipe)
         close(denoising_loss(sd, once, features), denoising_loss(sd, twice, features))
         recipe.terms = [Term(recipe.terms[0].examples, 0.25)]
-        assert draw_step(sd, recipe, 2, 1)[0]["weight"] == 0.25
+        assert draw_step(sd, recipe, 2, 1)[0].weight == 0.25

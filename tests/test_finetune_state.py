@@ -13,10 +13,12 @@ from test_finetune import (
     METHODS,
     PICTURES,
     assert_unchanged,
+    booth,
     build,
     copies,
     custom,
     inversion,
+    prior,
     same_training,
     settings,
     state,
@@ -100,10 +102,10 @@ def test_after_a_kill_in_the_middle_of_saving_it_goes_on(sd, tmp_path):
     path = tmp_path / "state.pt"
     done = run(tmp_path, KILLED_WHILE_SAVING, path)
     assert done.returncode == -getattr(signal, "SIGKILL", -signal.SIGTERM), done.stderr
-    assert path.with_name("state.pt.tmp").exists() and torch.load(path, weights_only=True)["step"] == 2
+    assert len(list(tmp_path.glob("state.pt.*.tmp"))) == 1 and torch.load(path, weights_only=True)["step"] == 2
     whole = trained(sd, "custom diffusion", steps=6, warmup=4)
     close(trained(sd, "custom diffusion", path, steps=6, warmup=4), whole, **exact)
-    assert not path.with_name("state.pt.tmp").exists()
+    assert not list(tmp_path.glob("state.pt.*.tmp"))
 
 
 IN_TWO = """
@@ -147,7 +149,9 @@ def test_two_processes_are_one_with_twice_the_batch(sd, in_two, method):
     (lambda sd: inversion(sd, vectors=2), "rows: .*"),
     (lambda sd: textual_inversion.recipe(sd, PICTURES, noun="tiger", settings=settings()), "noun: .*'cat', got"),
     (lambda sd: custom(sd), "method: .*'textual_inversion', got 'custom_diffusion'"),
-], ids=["lr", "batch_size", "rows", "noun", "method"])  # fmt: skip
+    (lambda sd: textual_inversion.recipe(sd, PICTURES[:2] * 2, noun="cat", settings=settings()), "images: .*other"),
+    (lambda sd: inversion(sd, captions=["of a {}"] * 3), "images: .*other .* .the subject's"),
+], ids=["lr", "batch_size", "rows", "noun", "method", "pictures", "captions"])  # fmt: skip
 def test_the_state_of_another_training_is_refused(sd, tmp_path, other, named):
     path = tmp_path / "state.pt"
     with inversion(sd) as recipe:
@@ -155,10 +159,70 @@ def test_the_state_of_another_training_is_refused(sd, tmp_path, other, named):
     written = path.read_bytes()
     with other(sd) as recipe:
         start = copies(recipe.params)
-        with pytest.raises(ValueError, match=f"^{named}.*; go on with the same value, or begin anew"):
+        with pytest.raises(ValueError, match=f"^{named}.*; go on with the same, or begin anew"):
             train(recipe, sd, checkpoint=path)
         close(copies(recipe.params), start, **exact)
     assert path.read_bytes() == written
+
+
+@pytest.mark.parametrize(("first", "then", "named"), [
+    (dict(prior=prior()), dict(), "prior_weight: .* 1.0, got 0.0"),
+    (dict(prior=prior(count=3)), dict(prior=prior(count=4)), "images: .*the class or second subject's"),
+    (dict(prior=prior("a cat")), dict(prior=prior("a tiger")), "images: .*the class or second subject's"),
+    (dict(prior=prior(), prior_weight=1.0), dict(prior=prior(), prior_weight=0.5), "prior_weight: .* 1.0, got 0.5"),
+], ids=["no prior", "fewer", "other", "weight"])  # fmt: skip
+def test_the_state_is_tied_to_the_class_pictures(sd, tmp_path, first, then, named):
+    path = tmp_path / "state.pt"
+    with booth(sd, rank=2, **first) as recipe:
+        train(recipe, sd, checkpoint=path)
+    with booth(sd, rank=2, **then) as recipe, pytest.raises(ValueError, match=f"^{named}"):
+        train(recipe, sd, checkpoint=path)
+
+
+def test_the_state_is_tied_to_the_number_of_class_pictures(sd, tmp_path):
+    path = tmp_path / "state.pt"
+    with custom(sd, regularisation=[prior()]) as recipe:
+        train(recipe, sd, checkpoint=path)
+    with custom(sd) as recipe, pytest.raises(ValueError, match=r"^terms: .* with 2 sets of pictures .*, got 1"):
+        train(recipe, sd, checkpoint=path)
+
+
+def test_a_state_past_the_steps_asked_for_is_refused(sd, tmp_path):
+    path = tmp_path / "state.pt"
+    trained(sd, "textual inversion", path, steps=4)
+    with inversion(sd, steps=2) as recipe, pytest.raises(ValueError, match=r"^steps: expected at least the 4 that "):
+        train(recipe, sd, checkpoint=path)
+
+
+def test_a_state_of_another_precision_is_refused(sd, tmp_path):
+    path = tmp_path / "state.pt"
+    trained(sd, "textual inversion", path)
+    half = build().to(dtype=torch.bfloat16)
+    with inversion(half) as recipe, pytest.raises(ValueError, match=r"^dtype: .*'float32', got 'bfloat16'"):
+        train(recipe, half, checkpoint=path)
+
+
+@pytest.mark.parametrize(("harm", "message"), [
+    (lambda path: path.write_bytes(path.read_bytes()[:-200]), "is damaged"),
+    (lambda path: path.write_bytes(b"nothing"), "is damaged"),
+    (lambda path: torch.save([1, 2], path), "is damaged"),
+    (lambda path: edit_state(path, lambda state: state.pop("optimizer")), "is incomplete"),
+    (lambda path: edit_state(path, lambda state: state["params"].clear()), "is damaged"),
+    (lambda path: edit_state(path, lambda state: state.pop("data")), "does not say which pictures it was trained on"),
+], ids=["cut", "other", "list", "no optimizer", "no params", "no hashes"])  # fmt: skip
+def test_a_state_that_is_damaged_or_without_hashes_is_one_sentence(sd, tmp_path, harm, message):
+    path = tmp_path / "state.pt"
+    trained(sd, "textual inversion", path)
+    harm(path)
+    with inversion(sd) as recipe, pytest.raises(ValueError, match=r"^checkpoint: .*begin anew") as error:
+        train(recipe, sd, checkpoint=path)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def edit_state(path, change):
+    content = torch.load(path, weights_only=True)
+    change(content)
+    torch.save(content, path)
 
 
 def test_a_longer_training_goes_on(sd, tmp_path):

@@ -15,13 +15,16 @@ from diffusers.models.attention_processor import CustomDiffusionAttnProcessor
 from safetensors.torch import load_file, save_file
 from tiny import build
 
+from course_lib.latent.fingerprint import fingerprint
 from course_lib.latent.stable_diffusion import load
-from course_lib.personalization import interchange
-from course_lib.personalization.concept import fingerprint
+from course_lib.personalization.concept import Concept, applied, save_concept
 from course_lib.personalization.custom_diffusion import key_value_layers
-from course_lib.personalization.interchange import CUSTOM, LORA, WORDS, export, load_foreign
+from course_lib.personalization.interchange import export as exporting
+from course_lib.personalization.interchange.export import export
+from course_lib.personalization.interchange.formats import CUSTOM, LORA, WORDS
+from course_lib.personalization.interchange.load import load_foreign
+from course_lib.personalization.lora import LAYERS
 from course_lib.personalization.merge import compress
-from course_lib.personalization.saving import Concept, applied, save_concept
 
 close = torch.testing.assert_close
 exact = dict(rtol=0, atol=0)
@@ -87,7 +90,7 @@ def custom(sd):
 @pytest.fixture(scope="module")
 def lora(sd):
     tensors = {}
-    for part, layers in (("unet", interchange.LORA_LAYERS), ("text_encoder", interchange.TEXT_LORA_LAYERS)):
+    for part, layers in LAYERS.items():
         for name, layer in getattr(sd, part).named_modules():
             if name.endswith(layers):
                 tensors[f"{part}.{name}.lora.down"] = random((4, layer.in_features), 0.3, len(tensors))
@@ -282,8 +285,8 @@ def test_their_lora_is_read(sd, tmp_path, style):
     from diffusers.utils import convert_state_dict_to_diffusers
 
     alpha = 10 if style == "alpha in the metadata" else 4
-    text_targets = None if style == "no text encoder" else list(interchange.TEXT_LORA_LAYERS)
-    pipe = peft_pipe(list(interchange.LORA_LAYERS), text_targets, alpha=alpha)
+    text_targets = None if style == "no text encoder" else list(LAYERS["text_encoder"])
+    pipe = peft_pipe(list(LAYERS["unet"]), text_targets, alpha=alpha)
     parts = {"unet": pipe.unet} | ({"text_encoder": pipe.text_encoder} if text_targets else {})
     convert = dict if style == "names of peft" else convert_state_dict_to_diffusers
     layers = {f"{name}_lora_layers": convert(peft.get_peft_model_state_dict(part)) for name, part in parts.items()}
@@ -432,7 +435,7 @@ class Harmful:
 
 REFUSED = {
     "no file": (lambda path: None, "path: expected a file, or a folder with one of"),
-    "no safetensors": (lambda path: path.write_bytes(b"nothing"), "can not be read"),
+    "no safetensors": (lambda path: path.write_bytes(b"nothing"), "cannot be read"),
     "none of these": (lambda path: save_file({"conv.weight": torch.ones(2, 2)}, path), "with 'conv.weight'"),
     "empty": (lambda path: save_file({}, path), "nothing in it"),
     "wide word": (lambda path: save_file({"<v>": torch.ones(768)}, path), r"words of 32 numbers .* \(768,\)"),
@@ -520,15 +523,15 @@ def test_a_file_that_can_not_be_written_leaves_the_old_one(sd, word, tmp_path, m
         (path / "part" if path.is_dir() else path).write_bytes(b"a part of it")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(interchange, "save_file", full)
-    with pytest.raises(OSError, match=r"^folder: .*can not be written \(No space left"):
+    monkeypatch.setattr(exporting, "save_file", full)
+    with pytest.raises(OSError, match=r"^folder: .*cannot be written \(No space left"):
         export(word, tmp_path, sd)
     assert (tmp_path / WORDS).read_bytes() == before and [f.name for f in tmp_path.iterdir()] == [WORDS]
     (tmp_path / "pipeline").mkdir()
     monkeypatch.setattr(type(sd), "save", full)
-    with pytest.raises(OSError, match=r"^folder: .*can not be written \(No space left"):
+    with pytest.raises(OSError, match=r"^folder: .*cannot be written \(No space left"):
         export(word, tmp_path / "pipeline", sd, pipeline=True)
-    with pytest.raises(OSError, match=r"^folder: .*can not be written"):
+    with pytest.raises(OSError, match=r"^folder: .*cannot be written"):
         export(word, tmp_path / WORDS, sd)  # a file where the folder would be
 
 

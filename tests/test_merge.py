@@ -9,11 +9,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from tiny import build
 
-from course_lib.personalization import custom_diffusion, dreambooth, saving, textual_inversion
-from course_lib.personalization.custom_diffusion import Subject
-from course_lib.personalization.finetune import Settings, finetune
+from course_lib.personalization import concept, custom_diffusion, dreambooth, lora, textual_inversion
+from course_lib.personalization.concept import Concept, applied, concept_of, load_concept, only_tokens, save_concept
+from course_lib.personalization.finetune import finetune
 from course_lib.personalization.merge import compress, merge_concepts, merge_weights
-from course_lib.personalization.saving import Concept, applied, concept_of, load_concept, only_tokens, save_concept
+from course_lib.personalization.recipe import Settings
 
 CAPTIONS = ["a tiger", "a photo of a tiger", "a cat of a tiger", "a red cat", "blue", "a tree", "", "the cat of ten"]
 STEPS = Settings(steps=3, lr=2e-2, batch_size=2)
@@ -29,21 +29,22 @@ def sd():
 PICTURES = [Image.new("RGB", (64, 64), (200, 30, 30)), Image.linear_gradient("L")]
 
 
-def subject(token, noun="cat"):
-    return Subject(PICTURES, token, noun, captions=["a photo of a {}"] * 2)
+def custom(sd, token, noun="cat"):
+    captions = ["a photo of a {}"] * 2
+    return custom_diffusion.recipe(sd, PICTURES, token=token, noun=noun, captions=captions, settings=STEPS)
 
 
 RECIPES = {
     "textual inversion": lambda sd: textual_inversion.recipe(sd, PICTURES, noun="cat", vectors=2, templates=["a {}"],
                                                              settings=STEPS),
     "dreambooth": lambda sd: dreambooth.recipe(sd, PICTURES, noun="cat", token="<v>", text=True, settings=STEPS),
-    "lora": lambda sd: dreambooth.recipe(sd, PICTURES, noun="cat", token="<v>", text=True, rank=2, settings=STEPS),
-    "custom diffusion": lambda sd: custom_diffusion.recipe(sd, subject("<v>"), settings=STEPS),
+    "lora": lambda sd: lora.recipe(sd, PICTURES, noun="cat", token="<v>", text=True, rank=2, settings=STEPS),
+    "custom diffusion": lambda sd: custom(sd, "<v>"),
 }  # fmt: skip
 
 
 def trained(sd, recipe):
-    with recipe:
+    with recipe as recipe:
         for _ in finetune(sd, recipe):
             pass
         return concept_of(recipe)
@@ -52,8 +53,7 @@ def trained(sd, recipe):
 @pytest.fixture(scope="module")
 def concepts(sd):
     """Two that Custom Diffusion learnt apart."""
-    subjects = [subject("<cat>"), subject("<tiger>", "tiger")]
-    return [trained(sd, custom_diffusion.recipe(sd, one, settings=STEPS)) for one in subjects]
+    return [trained(sd, custom(sd, f"<{noun}>", noun)) for noun in ("cat", "tiger")]
 
 
 def draw(sd, prompt="a photo of a <v> cat"):
@@ -220,8 +220,8 @@ def test_a_full_disk_loses_nothing(sd, concepts, tmp_path, monkeypatch, there_be
         filename.write_bytes(b"half a file")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(saving, "save_file", full)
-    with pytest.raises(OSError, match=r"^path: .*a\.safetensors can not be written .*No space left .* make room and"):
+    monkeypatch.setattr(concept, "save_file", full)
+    with pytest.raises(OSError, match=r"^path: .*a\.safetensors cannot be written .*No space left .* make room and"):
         save_concept(path, concepts[1])
     assert [one.name for one in tmp_path.iterdir()] == ["a.safetensors"] * there_before
     if there_before:
@@ -238,7 +238,7 @@ def test_files_of_others_and_damaged_ones_are_told(concepts, tmp_path):
     for name, content in damaged.items():
         (tmp_path / name).write_bytes(content)
     for name in (*damaged, "missing"):
-        with pytest.raises(ValueError, match=rf"^path: expected a concept file, but .*{name} can not be read \("):
+        with pytest.raises(ValueError, match=rf"^path: expected a concept file, but .*{name} cannot be read \("):
             load_concept(tmp_path / name)
     save_file({"<v>": torch.zeros(1, 32)}, tmp_path / "foreign")
     save_file({"<v>": torch.zeros(1, 32)}, tmp_path / "noted", metadata={"format": "pt"})

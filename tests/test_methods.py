@@ -1,6 +1,5 @@
 """The methods: which tensors they let learn and from what start, and what they refuse without leaving a trace."""
 
-from contextlib import ExitStack
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -10,10 +9,11 @@ from test_finetune import METHODS, PICTURES, assert_unchanged, build, copies, pr
 from tiny import FULL_SIZE
 from torch import nn
 
-from course_lib.latent import text
-from course_lib.personalization import custom_diffusion, dreambooth, finetune, textual_inversion
-from course_lib.personalization.custom_diffusion import Subject, key_value_layers, retrieve, similarity
-from course_lib.personalization.dreambooth import LowRank, add_lora
+from course_lib.latent import registry, text
+from course_lib.personalization import custom_diffusion, dreambooth, finetune, lora, textual_inversion
+from course_lib.personalization.custom_diffusion import SubjectPictures, key_value_layers, retrieve, similarity
+from course_lib.personalization.lora import LowRank
+from course_lib.personalization.recipe import unfreeze
 
 close = torch.testing.assert_close
 exact = dict(rtol=0, atol=0)
@@ -63,13 +63,20 @@ def ids(sd, prompt):
     (dict(captions=["a {}"]), "captions: expected one for each of the 3 pictures, got 1"),
 ])  # fmt: skip
 def test_textual_inversion_refuses(sd, untouched, options, expected):
-    with pytest.raises(ValueError, match=f"^{expected}"):
-        textual_inversion.recipe(sd, PICTURES, **{"noun": "cat", **options})
+    with (
+        pytest.raises(ValueError, match=f"^{expected}"),
+        textual_inversion.recipe(sd, PICTURES, **{"noun": "cat", **options}),
+    ):
+        pass
 
 
 def test_a_second_recipe_with_words_waits_for_the_first_to_close(sd, untouched):
-    with METHODS["textual inversion"](sd), pytest.raises(ValueError, match=r"^text_encoder: expected one without"):
-        METHODS["custom diffusion"](sd)
+    with (
+        METHODS["textual inversion"](sd),
+        pytest.raises(ValueError, match=r"^text_encoder: expected one without"),
+        METHODS["custom diffusion"](sd),
+    ):
+        pass
     with METHODS["custom diffusion"](sd) as recipe:
         assert recipe.about["tokens"] == ["<cat-1>"]
 
@@ -86,19 +93,21 @@ def test_every_vector_starts_as_the_mean_of_the_nouns_sub_words(sd, untouched):
                                                                         sd.tokenizer.eos_token_id]  # fmt: skip
 
 
-def test_the_settings_follow_the_model(sd, untouched, monkeypatch):
-    own = lambda module, name: replace(getattr(module, name), weighting=sd.weighting)  # noqa: E731
-    for name, module in (("toybox", "TOYBOX"), ("random", "SD15")):
-        monkeypatch.setattr(sd, "name", name)
-        with textual_inversion.recipe(sd, PICTURES) as recipe:
-            assert recipe.settings == own(textual_inversion, module) and recipe.base == name
-        for rank, ending in ((None, ""), (2, "_LORA")):
-            with dreambooth.recipe(sd, PICTURES, noun="cat", rank=rank) as recipe:
-                assert recipe.settings == own(dreambooth, module + ending)
-        for count, longer in ((1, 1.0), (2, 1.5)):
-            subjects = [Subject(PICTURES, f"<v{k}>", "cat") for k in range(count)]
-            with custom_diffusion.recipe(sd, subjects, augment=False) as recipe:
-                assert recipe.settings.steps == longer * getattr(custom_diffusion, module).steps
+@pytest.mark.parametrize("defaults", [registry.TOYBOX, registry.Defaults()], ids=["toybox", "sd15"])
+def test_the_settings_follow_the_model(sd, untouched, monkeypatch, defaults):
+    monkeypatch.setattr(sd, "defaults", defaults)
+
+    def own(module):
+        return replace(module.SETTINGS[defaults.settings], weighting=sd.weighting)
+
+    for method in (textual_inversion, dreambooth, lora):
+        with method.recipe(sd, PICTURES, noun="cat") as recipe:
+            assert recipe.settings == own(method) and recipe.base == sd.name
+    for count, longer in ((1, 1.0), (2, 1.5)):
+        subjects = [SubjectPictures(PICTURES, f"<v{k}>", "cat") for k in range(count)]
+        with custom_diffusion.joint_recipe(sd, subjects) as recipe:
+            assert recipe.settings.steps == longer * own(custom_diffusion).steps
+            assert (recipe.terms[0].examples.mask is not None) == defaults.augment
 
 
 # ---- DreamBooth and LoRA ----
@@ -111,25 +120,47 @@ def test_the_settings_follow_the_model(sd, untouched, monkeypatch):
     (dict(rank=0), "rank: expected a whole number of at least 1, got 0"),
     (dict(rank=2.0), "rank: expected a whole number of at least 1, got 2.0"),
 ])  # fmt: skip
-def test_dreambooth_refuses(sd, untouched, options, expected):
-    with pytest.raises(ValueError, match=f"^{expected}"):
-        dreambooth.recipe(sd, PICTURES, **{"noun": "cat", **options})
+def test_dreambooth_and_lora_refuse(sd, untouched, options, expected):
+    for method in (lora,) if "rank" in options else (dreambooth, lora):
+        with (
+            pytest.raises(ValueError, match=f"^{expected}"),
+            method.recipe(sd, PICTURES, **{"noun": "cat", **options}),
+        ):
+            pass
 
 
-@pytest.mark.parametrize(("name", "rank"), [("learn", None), ("add_lora", 2)])
-def test_dreambooth_that_fails_halfway_leaves_no_trace(sd, untouched, monkeypatch, name, rank):
-    real, calls = getattr(dreambooth, name), []
+class FailsLate(dict):
+    """Networks of which the last one has no room."""
 
-    def fails_the_second_time(*args, **options):
-        calls.append(name)
-        if len(calls) == 2:
-            raise MemoryError("no room for the text encoder")
-        return real(*args, **options)
+    def items(self):
+        *rest, last = super().items()
+        yield from rest
+        yield last[0], SimpleNamespace()
 
-    monkeypatch.setattr(dreambooth, name, fails_the_second_time)
-    with pytest.raises(MemoryError, match="text encoder"):
-        dreambooth.recipe(sd, PICTURES, noun="cat", text=True, rank=rank)
-    assert len(calls) == 2
+
+@pytest.mark.parametrize("module", [dreambooth, lora])
+def test_a_recipe_that_fails_halfway_leaves_no_trace(sd, untouched, monkeypatch, module):
+    monkeypatch.setattr(module, "trained_networks", lambda sd, text: FailsLate(unet=sd.unet, text_encoder=None))
+    with pytest.raises(AttributeError), module.recipe(sd, PICTURES, noun="cat", text=True):
+        pass
+
+
+def test_unfreezing_that_fails_halfway_leaves_no_trace(sd, untouched):
+    params = dict(sd.unet.named_parameters()) | {"broken": SimpleNamespace(data=None, device=torch.device("cpu"))}
+    with pytest.raises(AttributeError), unfreeze(params):
+        pass
+
+
+def test_lora_starts_from_the_seed_and_differs_from_layer_to_layer(sd, untouched):
+    def first_values(seed):
+        with lora.recipe(sd, PICTURES, noun="cat", rank=2, settings=settings(seed=seed)) as recipe:
+            return {name: param.detach().clone() for name, param in recipe.params.items() if name.endswith("down")}
+
+    one, again, other = first_values(0), first_values(0), first_values(1)
+    assert all(torch.equal(one[name], again[name]) and not torch.equal(one[name], other[name]) for name in one)
+    for width in {value.shape for value in one.values()}:
+        same = [value for value in one.values() if value.shape == width]
+        assert len(same) > 1 and len({tuple(value.flatten().tolist()) for value in same}) == len(same)
 
 
 def test_a_low_rank_layer_is_the_layer_and_then_adds_the_product():
@@ -150,8 +181,7 @@ def test_a_low_rank_layer_is_the_layer_and_then_adds_the_product():
 def test_lora_wraps_the_attention_layers_and_lets_go(sd, untouched):
     zt, features = torch.randn(1, 4, 8, 8), sd.encode_prompt("a cat")
     before, layers = sd.unet_eps(zt, 500, features), dict(sd.unet.named_modules())
-    with ExitStack() as undo:
-        params = add_lora(sd.unet, 3, undo)
+    with lora.attach({"unet": sd.unet}, 3) as params:
         names = {name.removeprefix("unet.").rsplit(".lora.", 1)[0] for name in params}
         endings = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_q", "attn2.to_k",
                    "attn2.to_v", "attn2.to_out.0")  # fmt: skip
@@ -163,30 +193,44 @@ def test_lora_wraps_the_attention_layers_and_lets_go(sd, untouched):
         assert not torch.allclose(sd.unet_eps(zt, 500, features), before, atol=1e-3)
     assert all(layer is layers[name] for name, layer in sd.unet.named_modules())
     close(sd.unet_eps(zt, 500, features), before, **exact)
-    with ExitStack() as undo, pytest.raises(ValueError, match=r"^network: expected attention layers .*, found none"):
-        add_lora(sd.vae.decoder.up_blocks, 3, undo)
+    none = {"unet": sd.vae.decoder.up_blocks}
+    with pytest.raises(ValueError, match=r"^network: expected attention layers .*, found none"), lora.attach(none, 3):
+        pass
+
+
+def test_the_scale_of_a_low_rank_layer_multiplies_the_product():
+    layer, x = nn.Linear(6, 4), torch.randn(2, 6)
+    half = LowRank(layer, 2, scale=0.5)
+    nn.init.normal_(half.up)
+    close(half(x), layer(x) + 0.5 * x @ (half.up @ half.down).T)
 
 
 # ---- Custom Diffusion ----
 
 
+CAT = SubjectPictures(PICTURES, "<v>", "cat")
+
+
 @pytest.mark.parametrize(("subjects", "expected"), [
     ([], r"subjects: expected each with a token of its own, got \[\]"),
-    ([Subject(PICTURES, "<v>", "cat"), Subject(PICTURES, "<v>", "tiger")], "subjects: expected each with a token of"),
-    ([Subject(PICTURES, "<v>", "cat"), Subject(PICTURES, "<W>", "tiger")], "token: expected a new token in lower case"),
-    ([Subject(PICTURES, "<v>", "cat"), Subject(PICTURES, "<w>", " ")], "noun: expected a word that the model knows"),
-    ([Subject(PICTURES, "<v>", "cat"), Subject([], "<w>", "tiger")], "images: expected at least one picture, got none"),
+    ([CAT, SubjectPictures(PICTURES, "<v>", "tiger")], "subjects: expected each with a token of"),
+    ([CAT, SubjectPictures(PICTURES, "<W>", "tiger")], "token: expected a new token in lower case"),
+    ([CAT, SubjectPictures(PICTURES, "<w>", " ")], "noun: expected a word that the model knows"),
+    ([CAT, SubjectPictures([], "<w>", "tiger")], "images: expected at least one picture, got none"),
 ], ids=["none", "twice", "capitals", "noun", "no pictures"])  # fmt: skip
 def test_custom_diffusion_refuses(sd, untouched, subjects, expected):
-    with pytest.raises(ValueError, match=f"^{expected}"):
-        custom_diffusion.recipe(sd, subjects, augment=False)
+    with (
+        pytest.raises(ValueError, match=f"^{expected}"),
+        custom_diffusion.joint_recipe(sd, subjects, augment=False),
+    ):
+        pass
 
 
 def test_custom_diffusion_that_fails_halfway_leaves_no_trace(sd, untouched, monkeypatch):
     layers = key_value_layers(sd.unet) | {"broken": SimpleNamespace(weight=None)}
     monkeypatch.setattr(custom_diffusion, "key_value_layers", lambda unet: layers)
-    with pytest.raises(AttributeError):
-        custom_diffusion.recipe(sd, Subject(PICTURES, "<v>", "cat"), augment=False)
+    with pytest.raises(AttributeError), custom_diffusion.recipe(sd, PICTURES, noun="cat", augment=False):
+        pass
 
 
 def test_the_keys_and_values_of_the_published_configuration_are_19_169_280():
@@ -204,25 +248,24 @@ def test_custom_diffusion_learns_keys_values_and_a_row_for_each_word(sd, untouch
         table = sd.text_encoder.get_input_embeddings().table.weight
         nouns = [ids(sd, noun)[0] for noun in ("cat", "tiger")]
         close(recipe.params["tokens"].detach(), table[nouns], **exact)
-    with custom_diffusion.recipe(sd, Subject(PICTURES, "<v>", "cat"), augment=False, rare="of") as recipe:
+    with custom_diffusion.recipe(sd, PICTURES, noun="cat", augment=False, rare="of") as recipe:
         close(recipe.params["tokens"][0].detach(), table[ids(sd, "of")[0]], **exact)
 
 
 def test_the_weights_of_subjects_and_regularisation_share_1_and_lambda(sd, untouched):
-    subjects = [Subject(PICTURES, token, "cat") for token in ("<v>", "<w>")]
-    with custom_diffusion.recipe(
+    subjects = [SubjectPictures(PICTURES, token, "cat") for token in ("<v>", "<w>")]
+    with custom_diffusion.joint_recipe(
         sd, subjects, regularisation=[prior(), prior()], regularisation_weight=0.5, augment=False
     ) as recipe:
         assert [term.weight for term in recipe.terms] == [0.5, 0.5, 0.25, 0.25]
 
 
 def test_pictures_are_shown_small_and_large_unless_they_have_captions(sd, untouched):
-    subject = Subject(PICTURES, "<v>", "cat")
-    with custom_diffusion.recipe(sd, subject) as recipe:
+    with custom_diffusion.recipe(sd, PICTURES, noun="cat") as recipe:
         said = {prompt for prompts in recipe.terms[0].examples.prompts for prompt in prompts}
         assert {"a <v> cat", "a <v> cat zoomed in", "a <v> cat very small"} <= said
         assert 0 < recipe.terms[0].examples.mask.mean() < 1
-    with custom_diffusion.recipe(sd, Subject(PICTURES, "<v>", "cat", ["of {}"] * 3)) as recipe:
+    with custom_diffusion.recipe(sd, PICTURES, noun="cat", captions=["of {}"] * 3) as recipe:
         assert recipe.terms[0].examples.prompts == [("of <v> cat",)] * 3 and recipe.terms[0].examples.mask is None
 
 
@@ -268,8 +311,7 @@ def test_new_words_can_be_searched_too(sd, untouched):
         close(similarity(sd, ["a <cat-1>", "tiger"], "cat")[0], torch.tensor(1.0))  # it starts as the cat
 
 
-@pytest.mark.parametrize("make", [textual_inversion.recipe, lambda sd, folder, token, noun: custom_diffusion.recipe(
-    sd, Subject(folder, token, noun))], ids=["textual inversion", "custom diffusion"])  # fmt: skip
+@pytest.mark.parametrize("make", [textual_inversion.recipe, custom_diffusion.recipe])
 def test_captions_beside_the_pictures_count_where_the_word_is_all_that_learns(sd, untouched, tmp_path, make):
     for k, picture in enumerate(PICTURES):
         picture.save(tmp_path / f"{k}.png")
@@ -278,13 +320,17 @@ def test_captions_beside_the_pictures_count_where_the_word_is_all_that_learns(sd
         assert {prompt.split()[1] for (prompt,) in recipe.terms[0].examples.prompts} == {"<v>"}
     (tmp_path / "1.txt").write_text("of a cat")
     with pytest.raises(ValueError, match=r"^captions: expected <v> or \{\} in each, .*beside .* 1 lack it: 'of a cat'"):
-        make(sd, tmp_path, token="<v>", noun="cat")
+        with make(sd, tmp_path, token="<v>", noun="cat"):
+            pass
 
 
 @pytest.mark.parametrize("token", ["<V>", "sks", "<|endoftext|>"])
 def test_custom_diffusion_refuses_a_token(sd, untouched, token):
-    with pytest.raises(ValueError, match=r"^token: expected a .*token"):
-        custom_diffusion.recipe(sd, Subject(PICTURES, token, "cat"), augment=False)
+    with (
+        pytest.raises(ValueError, match=r"^token: expected a .*token"),
+        custom_diffusion.recipe(sd, PICTURES, token=token, noun="cat", augment=False),
+    ):
+        pass
 
 
 # ---- every recipe on the layout of Stable Diffusion 1.5 ----
@@ -306,11 +352,11 @@ NARROW_METHODS = {
     "textual inversion": (1, lambda sd, **o: textual_inversion.recipe(sd, PICTURES, noun="cat", **o)),
     "dreambooth": (686, lambda sd, **o: dreambooth.recipe(sd, PICTURES, noun="cat", prior=prior(), **o)),
     "dreambooth and text": (722, lambda sd, **o: dreambooth.recipe(sd, PICTURES, noun="cat", text=True, **o)),
-    "lora": (256, lambda sd, **o: dreambooth.recipe(sd, PICTURES, noun="cat", rank=2, **o)),
+    "lora": (256, lambda sd, **o: lora.recipe(sd, PICTURES, noun="cat", rank=2, **o)),
     "custom diffusion": (33, lambda sd, **o: custom_diffusion.recipe(
-        sd, Subject(PICTURES, "<v>", "cat"), regularisation=[prior()], **o)),
-    "custom diffusion, 2 subjects": (33, lambda sd, **o: custom_diffusion.recipe(
-        sd, [Subject(PICTURES, "<v>", "cat"), Subject(PICTURES, "<w>", "tiger")], augment=False, **o)),
+        sd, PICTURES, noun="cat", regularisation=[prior()], **o)),
+    "custom diffusion, 2 subjects": (33, lambda sd, **o: custom_diffusion.joint_recipe(
+        sd, [SubjectPictures(PICTURES, "<v>", "cat"), SubjectPictures(PICTURES, "<w>", "tiger")], augment=False, **o)),
 }  # fmt: skip
 
 

@@ -20,18 +20,14 @@ from safetensors.torch import load_file
 from tiny import FULL_SIZE, TINY
 
 from course_lib import personalize
+from course_lib.cli import main as command_line
+from course_lib.cli import train as train_command
+from course_lib.latent import registry
 from course_lib.latent.stable_diffusion import load
-from course_lib.personalization import (
-    concept,
-    dreambooth,
-    finetune,
-    memory,
-    regularisation,
-    textual_inversion,
-    train_command,
-)
-from course_lib.personalization.finetune import Settings
-from course_lib.personalization.saving import applied, load_concept, uncompressed
+from course_lib.personalization import dreambooth, finetune, memory, regularisation, textual_inversion
+from course_lib.personalization.concept import applied, load_concept, uncompressed
+from course_lib.personalization.examples import subject_examples
+from course_lib.personalization.recipe import Settings
 from course_lib.toybox.sets import pair_spec
 from course_lib.toybox.world import render
 
@@ -106,8 +102,8 @@ def test_each_method_trains_saves_and_says_how_to_draw(world, sd, tmp_path, caps
     else:
         assert not out.with_name("x.png").exists()
     following = shlex.split(said.split("next:")[1])[3:]
-    args = personalize.options().parse_args(following)
-    assert args.concept == [out] and args.run is personalize.sample
+    args = command_line.options().parse_args(following)
+    assert args.concept == [out] and following[0] == "sample"
     assert run(*following[:-1], tmp_path / "p.png", "--steps", 2) == 0 and (tmp_path / "p.png").is_file()
 
 
@@ -121,7 +117,7 @@ def test_without_prompts_the_grid_shows_each_subject_in_new_scenes(method, token
     prompts = train_command.new_scenes(args, SimpleNamespace(method=method, about={}))
     assert prompts[0] == f"a photo of a {names[0]} in the snow" and len(set(prompts)) == 4
     assert all(f"a {names[k % len(names)]} " in prompt for k, prompt in enumerate(prompts))
-    args = personalize.options().parse_args(["train", "--method", "lora", "--images", "x", "--class-noun", "cat",
+    args = command_line.options().parse_args(["train", "--method", "lora", "--images", "x", "--class-noun", "cat",
                                              "--out", "x.safetensors"])  # fmt: skip
     assert args.grid == 4  # without being asked for
 
@@ -229,7 +225,7 @@ def test_a_noun_in_pieces_is_refused_where_the_vocabulary_is_known_and_told_else
     args = SimpleNamespace(method="lora", token=["sks"], class_noun=["cat", "a photo"])
     with pytest.warns(UserWarning, match=r"^class_noun: the tokenizer cuts 'photo' into pieces; if the model draws"):
         train_command.check_words(args, sd)
-    toybox = SimpleNamespace(name="toybox", tokenizer=sd.tokenizer)
+    toybox = SimpleNamespace(defaults=registry.TOYBOX, tokenizer=sd.tokenizer)
     with pytest.raises(ValueError, match=r"^class_noun: expected a word .*, but 'photo' is none to its token"):
         train_command.check_words(args, toybox)
     args.class_noun = ["cat"]
@@ -308,7 +304,7 @@ def test_memory_in_the_name_of_a_folder_is_no_lack_of_it(tmp_path, capsys):
 def test_a_concept_that_can_not_be_saved_is_saved_elsewhere(world, tmp_path, capsys, monkeypatch):
     from safetensors.torch import save_file
 
-    from course_lib.personalization import saving
+    from course_lib.personalization import concept
 
     def full(tensors, path, **options):
         if tmp_path / "full" in Path(path).parents:
@@ -316,7 +312,7 @@ def test_a_concept_that_can_not_be_saved_is_saved_elsewhere(world, tmp_path, cap
         save_file(tensors, path, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(saving, "save_file", full)
+        patch.setattr(concept, "save_file", full)
         patch.setattr(train_command.tempfile, "tempdir", str(tmp_path))
         assert run(*train_options(world, tmp_path / "full" / "x.safetensors")) == 2
         err = last_line(capsys.readouterr().err)
@@ -341,7 +337,7 @@ def test_a_disk_that_is_really_full(world, tmp_path, capsys, monkeypatch):
         monkeypatch.setattr(train_command.tempfile, "tempdir", str(tmp_path))
         assert run(*train_options(world, disk / "x.safetensors", "dreambooth")) == 2
         err = last_line(capsys.readouterr().err)
-        assert err.startswith(f"error: out: {disk / 'x.safetensors'} can not be written (") and "No space" in err
+        assert err.startswith(f"error: out: {disk / 'x.safetensors'} cannot be written (") and "No space" in err
         assert load_concept(Path(err.split("the concept is in ")[1])).method == "dreambooth"
         assert list(disk.iterdir()) == []
     finally:
@@ -415,7 +411,7 @@ def test_ctrl_c_before_or_after_the_training_is_one_sentence(world, tmp_path, ca
 def test_a_state_that_is_damaged_is_named(world, tmp_path, capsys):
     (tmp_path / "x.safetensors.state.pt").write_bytes(b"nothing")
     assert run(*train_options(world, tmp_path / "x.safetensors")) == 2
-    assert capsys.readouterr().err.startswith("error: resume: expected the state of an earlier training")
+    assert capsys.readouterr().err.startswith("error: checkpoint: expected the state of an earlier training")
 
 
 # ---- the memory plan ----
@@ -584,7 +580,7 @@ def test_toybox_pictures_are_drawn_from_the_captions_found(sd, monkeypatch):
     close(found.mean, again.mean, **exact)
     specs = {caption: spec for spec, caption in map(pair_spec, range(60))}
     pictures = [Image.fromarray(render(specs[caption], 32)) for ((caption,),) in zip(found.prompts, strict=True)]
-    close(found.mean, concept.examples(sd, pictures, "cat").mean)  # each under its own caption
+    close(found.mean, subject_examples(sd, pictures, "cat").mean)  # each under its own caption
     with pytest.raises(ValueError, match=r"^regularisation: expected a whole number of at least 1, got 0"):
         regularisation.toybox_regularisation(sd, "cat", 0)
 
@@ -594,13 +590,13 @@ def test_the_folder_of_the_option_becomes_a_term(world, sd, tmp_path):
         Image.open(world / "cat" / f"{k}.png").save(tmp_path / f"{k}.png")
         (tmp_path / f"{k}.txt").write_text("a cat", encoding="utf-8")
     args = SimpleNamespace(regularisation=[str(tmp_path)], class_noun=["cat", "tiger"], similarity=-1)
-    assert [len(one.prompts) for one in train_command.regularisation(args, sd)] == [3, 3]
+    assert [len(one.prompts) for one in train_command.class_pictures(args, sd)] == [3, 3]
     for given, message in ((["5"], "a number is for --base toybox"), (["a", "b", "c"], "expected one folder, or one")):
         with pytest.raises(ValueError, match=message):
-            train_command.regularisation(SimpleNamespace(**vars(args) | {"regularisation": given}), sd)
+            train_command.class_pictures(SimpleNamespace(**vars(args) | {"regularisation": given}), sd)
     args.class_noun, args.similarity = ["of"], None
     with pytest.raises(ValueError, match=r"^similarity: expected one below the best of 3 captions .*sation 0\)$"):
-        train_command.regularisation(args, sd)
+        train_command.class_pictures(args, sd)
 
 
 # ---- help ----
@@ -618,22 +614,23 @@ def test_help_teaches_and_does_not_wait_for_torch():
 
 
 def test_every_example_of_the_help_can_be_parsed():
-    text = "\n".join(value for name, value in vars(personalize).items() if name.isupper() and isinstance(value, str))
+    text = "\n".join(value for name, value in vars(command_line).items() if name.isupper() and isinstance(value, str))
     lines = text.replace("\\\n", " ").splitlines()
     examples = [shlex.split(line)[3:] for line in lines if line.strip().startswith("python -m course_lib.personalize")]
     assert len(examples) >= 12
     for example in examples:
-        args = personalize.options().parse_args(example)
-        if args.run is personalize.train:
+        args = command_line.options().parse_args(example)
+        if example[0] == "train":
             train_command.check_train(args)
             for images in args.images:
                 assert (REPO / images).is_dir()
 
 
 def test_settings_without_options_are_those_of_the_method(world, sd, monkeypatch):
-    for toy, steps in ((True, textual_inversion.TOYBOX.steps), (False, textual_inversion.SD15.steps)):
-        args = personalize.options().parse_args(["train", "--method", "textual-inversion", "--images",
+    for defaults in (registry.TOYBOX, registry.Defaults()):
+        steps = textual_inversion.SETTINGS[defaults.settings].steps
+        args = command_line.options().parse_args(["train", "--method", "textual-inversion", "--images",
             str(world / "cat"), "--class-noun", "cat", "--token", "<v>", "--out", "x.safetensors"])  # fmt: skip
-        monkeypatch.setattr(sd, "name", "toybox" if toy else "other")
+        monkeypatch.setattr(sd, "defaults", defaults)
         with train_command.make_recipe(args, sd) as recipe:
             assert recipe.settings.steps == steps

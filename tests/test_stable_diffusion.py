@@ -237,7 +237,7 @@ def test_a_pipeline_there_and_back(sd):
 
 
 def test_new_tokens_are_not_saved_in_silence(sd, tmp_path):
-    with NewTokens.attach(sd.text_encoder, sd.tokenizer, {"<v>": "cat"}):
+    with NewTokens.attach(sd, {"<v>": "cat"}):
         close(sd.sample("a <v>", steps=2), sd.sample("a cat", steps=2))
         with pytest.raises(ValueError, match=r"^text_encoder: expected one without new tokens"):
             sd.save(tmp_path)

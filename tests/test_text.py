@@ -3,6 +3,7 @@
 import runpy
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -31,6 +32,11 @@ def encoder(tokenizer):
             max_position_embeddings=16, bos_token_id=0, eos_token_id=2,
         ))  # fmt: skip
     return net.eval().requires_grad_(False)
+
+
+@pytest.fixture
+def sd(encoder, tokenizer):
+    return SimpleNamespace(text_encoder=encoder, tokenizer=tokenizer)
 
 
 def features(encoder, tokenizer, *prompts):
@@ -72,100 +78,99 @@ def test_features_are_the_last_layer_after_its_norm(encoder, tokenizer):
     close(mean, torch.zeros(2, 16), rtol=0, atol=1e-5)
 
 
-def test_words_know_their_positions(encoder, tokenizer):
-    found = text.words(tokenizer, "A photo of a cat, wee tiger")
+def test_words_know_their_positions(sd):
+    found = text.words(sd.tokenizer, "A photo of a cat, wee tiger")
     assert found[:4] == [("a", [1]), ("photo", [2, 3]), ("of", [4]), ("a", [5])]
     assert found[4:] == [("cat", [6]), (",", [7]), ("wee", [8, 9, 10]), ("tiger", [11])]
-    assert text.words(tokenizer, "") == []
-    assert text.words(tokenizer, "é") == [("é", [1, 2])]  # two bytes
-    assert text.words(tokenizer, " ".join(["cat"] * 20)) == [("cat", [i]) for i in range(1, 15)]
-    with NewTokens.attach(encoder, tokenizer, {"<v>": "cat"}):
-        assert text.words(tokenizer, "a <v> tiger") == [("a", [1]), ("<v>", [2]), ("tiger", [3])]
+    assert text.words(sd.tokenizer, "") == []
+    assert text.words(sd.tokenizer, "é") == [("é", [1, 2])]  # two bytes
+    assert text.words(sd.tokenizer, " ".join(["cat"] * 20)) == [("cat", [i]) for i in range(1, 15)]
+    with NewTokens.attach(sd, {"<v>": "cat"}):
+        assert text.words(sd.tokenizer, "a <v> tiger") == [("a", [1]), ("<v>", [2]), ("tiger", [3])]
 
 
-def test_a_new_token_starts_as_the_word_it_came_from(encoder, tokenizer):
-    plain = features(encoder, tokenizer, "a cat of", "a tiger")
-    with NewTokens.attach(encoder, tokenizer, {"<v>": "cat", "<two-words>": "photo"}) as new:
-        close(features(encoder, tokenizer, "a <v> of", "a tiger"), plain, **exact)
+def test_a_new_token_starts_as_the_word_it_came_from(sd):
+    plain = features(sd.text_encoder, sd.tokenizer, "a cat of", "a tiger")
+    with NewTokens.attach(sd, {"<v>": "cat", "<two-words>": "photo"}) as new:
+        close(features(sd.text_encoder, sd.tokenizer, "a <v> of", "a tiger"), plain, **exact)
         table = new.table.weight
-        photo = tokenizer("photo", add_special_tokens=False).input_ids
+        photo = sd.tokenizer("photo", add_special_tokens=False).input_ids
         assert len(photo) == 2
         close(new.rows[1], table[photo].mean(0), **exact)
         assert new.rows.shape == (2, 32) and new.rows.dtype == torch.float32 and new.tokens == ["<v>", "<two-words>"]
-        ids = text.tokenize(tokenizer, "<v>of <two-words>'s <V>")[0].tolist()
-        of, apostrophe, s = tokenizer.convert_tokens_to_ids(["of</w>", "'", "s</w>"])
+        ids = text.tokenize(sd.tokenizer, "<v>of <two-words>'s <V>")[0].tolist()
+        of, apostrophe, s = sd.tokenizer.convert_tokens_to_ids(["of</w>", "'", "s</w>"])
         size = table.shape[0]
         assert ids[1:7] == [size, of, size + 1, apostrophe, s, size]
 
 
-def test_a_word_of_several_vectors_is_written_out(encoder, tokenizer):
+def test_a_word_of_several_vectors_is_written_out(sd):
     rows = ["<v>", "<v>_1", "<v>_2", "<w>"]
-    assert text.expand(tokenizer, "a <v>") == "a <v>"  # not a new word yet
-    with NewTokens.attach(encoder, tokenizer, dict.fromkeys(rows, "cat")) as new:
-        assert text.expand(tokenizer, "a <v> of") == "a <v> <v>_1 <v>_2 of"
-        theirs = TextualInversionLoaderMixin().maybe_convert_prompt("a <v> of", tokenizer)
-        assert text.expand(tokenizer, "a <v> of") == theirs
-        assert text.expand(tokenizer, "<v>, <w> <v>") == "<v> <v>_1 <v>_2, <w> <v> <v>_1 <v>_2"
-        assert text.expand(tokenizer, "a <V> of") == "a <v> <v>_1 <v>_2 of"  # to the tokenizer the same word
-        close(text.tokenize(tokenizer, "a <V>, <v>"), text.tokenize(tokenizer, "a <v>, <v>"), **exact)
+    assert text.expand(sd.tokenizer, "a <v>") == "a <v>"  # not a new word yet
+    with NewTokens.attach(sd, dict.fromkeys(rows, "cat")) as new:
+        assert text.expand(sd.tokenizer, "a <v> of") == "a <v> <v>_1 <v>_2 of"
+        theirs = TextualInversionLoaderMixin().maybe_convert_prompt("a <v> of", sd.tokenizer)
+        assert text.expand(sd.tokenizer, "a <v> of") == theirs
+        assert text.expand(sd.tokenizer, "<v>, <w> <v>") == "<v> <v>_1 <v>_2, <w> <v> <v>_1 <v>_2"
+        assert text.expand(sd.tokenizer, "a <V> of") == "a <v> <v>_1 <v>_2 of"  # to the sd.tokenizer the same word
+        close(text.tokenize(sd.tokenizer, "a <V>, <v>"), text.tokenize(sd.tokenizer, "a <v>, <v>"), **exact)
         for same in ("a cat", "", "<w>", "<u> <", "the row <v>_1", "x<y>_z", "<U>"):
-            assert text.expand(tokenizer, same) == same
+            assert text.expand(sd.tokenizer, same) == same
         size = new.table.num_embeddings
-        both = text.tokenize(tokenizer, ["<v> cat", "<v>_2 cat"])
-        cat, end = tokenizer.convert_tokens_to_ids("cat</w>"), tokenizer.eos_token_id
+        both = text.tokenize(sd.tokenizer, ["<v> cat", "<v>_2 cat"])
+        cat, end = sd.tokenizer.convert_tokens_to_ids("cat</w>"), sd.tokenizer.eos_token_id
         assert both[0, 1:6].tolist() == [size, size + 1, size + 2, cat, end]
         assert both[1, 1:4].tolist() == [size + 2, cat, end]
-        found = text.words(tokenizer, "a <v> cat")  # where the UNet sees each
+        found = text.words(sd.tokenizer, "a <v> cat")  # where the UNet sees each
         assert found == [("a", [1]), ("<v>", [2]), ("<v>_1", [3]), ("<v>_2", [4]), ("cat", [5])]
         with pytest.warns(UserWarning, match=r"^prompt: more than 14 tokens, left out: 'tiger'$"):
-            text.tokenize(tokenizer, "cat " * 11 + "<v> tiger")  # counted as written out
-    assert text.expand(tokenizer, "a <v>") == "a <v>"
+            text.tokenize(sd.tokenizer, "cat " * 11 + "<v> tiger")  # counted as written out
+    assert text.expand(sd.tokenizer, "a <v>") == "a <v>"
 
 
-def test_only_the_new_rows_move(encoder, tokenizer):
-    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+def test_only_the_new_rows_move(sd):
+    before = {name: value.clone() for name, value in sd.text_encoder.state_dict().items()}
     prompts = ["a photo of a tiger", "cat"]
-    plain = features(encoder, tokenizer, *prompts)
-    with NewTokens.attach(encoder, tokenizer, {"<v>": "cat", "<w>": "tiger"}) as new:
+    plain = features(sd.text_encoder, sd.tokenizer, *prompts)
+    with NewTokens.attach(sd, {"<v>": "cat", "<w>": "tiger"}) as new:
         first = new.rows.detach().clone()
-        assert [name for name, p in encoder.named_parameters() if p.requires_grad] == [
+        assert [name for name, p in sd.text_encoder.named_parameters() if p.requires_grad] == [
             "embeddings.token_embedding.rows"
         ]
-        optimizer = torch.optim.AdamW(encoder.parameters(), lr=0.1, weight_decay=0.5)
+        optimizer = torch.optim.AdamW(sd.text_encoder.parameters(), lr=0.1, weight_decay=0.5)
         for _ in range(3):
             optimizer.zero_grad()
-            features(encoder, tokenizer, "a <v> of", "a cat").square().mean().backward()
+            features(sd.text_encoder, sd.tokenizer, "a <v> of", "a cat").square().mean().backward()
             assert new.rows.grad[0].abs().sum() > 0 and new.rows.grad[1].eq(0).all()
             optimizer.step()
         assert not torch.equal(new.rows[0], first[0])
         close(new.table.weight, before["embeddings.token_embedding.weight"], **exact)
-        close(features(encoder, tokenizer, *prompts), plain, **exact)
-        assert not torch.allclose(features(encoder, tokenizer, "<v>"), plain[1:], atol=1e-3)
-    after = encoder.state_dict()
+        close(features(sd.text_encoder, sd.tokenizer, *prompts), plain, **exact)
+        assert not torch.allclose(features(sd.text_encoder, sd.tokenizer, "<v>"), plain[1:], atol=1e-3)
+    after = sd.text_encoder.state_dict()
     assert list(after) == list(before)
     for name, value in before.items():
         close(after[name], value, **exact)
 
 
-def test_detaching_puts_everything_back(encoder, tokenizer):
-    table, size = encoder.get_input_embeddings(), len(tokenizer)
+def test_detaching_puts_everything_back(sd):
+    table, size = sd.text_encoder.get_input_embeddings(), len(sd.tokenizer)
     prompts = ["a <v>, cat", "<v>"]
-    ids = text.tokenize(tokenizer, prompts)
-    with pytest.raises(RuntimeError, match="halfway"), NewTokens.attach(encoder, tokenizer, {"<v>": "cat"}) as new:
-        assert encoder.get_input_embeddings() is new and len(tokenizer) == size + 1
+    ids = text.tokenize(sd.tokenizer, prompts)
+    with pytest.raises(RuntimeError, match="halfway"), NewTokens.attach(sd, {"<v>": "cat"}) as new:
+        assert sd.text_encoder.get_input_embeddings() is new and len(sd.tokenizer) == size + 1
         raise RuntimeError("halfway")
-    assert encoder.get_input_embeddings() is table and len(tokenizer) == size
-    assert "<v>" not in tokenizer.get_vocab()
-    close(text.tokenize(tokenizer, prompts), ids, **exact)
-    new.detach()  # a second time is nothing
-    with NewTokens.attach(encoder, tokenizer, {"<v>": "tiger"}) as again:
+    assert sd.text_encoder.get_input_embeddings() is table and len(sd.tokenizer) == size
+    assert "<v>" not in sd.tokenizer.get_vocab()
+    close(text.tokenize(sd.tokenizer, prompts), ids, **exact)
+    with NewTokens.attach(sd, {"<v>": "tiger"}) as again:
         assert again.rows.shape == (1, 32)
 
 
-def test_rows_stay_float32_beside_a_half_table(encoder, tokenizer):
-    encoder.to(torch.bfloat16)
-    with NewTokens.attach(encoder, tokenizer, {"<v>": "cat"}) as new:
-        out = features(encoder, tokenizer, "a <v>")
+def test_rows_stay_float32_beside_a_half_table(sd):
+    sd.text_encoder.to(torch.bfloat16)
+    with NewTokens.attach(sd, {"<v>": "cat"}) as new:
+        out = features(sd.text_encoder, sd.tokenizer, "a <v>")
         assert out.dtype == torch.bfloat16 and new.rows.dtype == torch.float32
         out.float().square().mean().backward()
         assert new.rows.grad.dtype == torch.float32 and new.rows.grad.abs().sum() > 0
@@ -183,19 +188,21 @@ def test_rows_stay_float32_beside_a_half_table(encoder, tokenizer):
         ({"<v>": ""}, r"expected a known word for '<v>' to start from, got ''"),
     ],
 )
-def test_words_that_can_not_be_added_are_refused(encoder, tokenizer, words, expected):
-    table, size = encoder.get_input_embeddings(), len(tokenizer)
-    with pytest.raises(ValueError, match=f"^words: {expected}"):
-        NewTokens.attach(encoder, tokenizer, words)
-    assert encoder.get_input_embeddings() is table and len(tokenizer) == size
+def test_words_that_cannot_be_added_are_refused(sd, words, expected):
+    table, size = sd.text_encoder.get_input_embeddings(), len(sd.tokenizer)
+    with pytest.raises(ValueError, match=f"^words: {expected}"), NewTokens.attach(sd, words):
+        pass
+    assert sd.text_encoder.get_input_embeddings() is table and len(sd.tokenizer) == size
 
 
-def test_an_encoder_takes_new_tokens_once_and_only_with_its_own_tokenizer(encoder, tokenizer):
+def test_an_encoder_takes_new_tokens_once_and_only_with_its_own_tokenizer(sd):
     with (
-        NewTokens.attach(encoder, tokenizer, {"<v>": "cat"}),
+        NewTokens.attach(sd, {"<v>": "cat"}),
         pytest.raises(ValueError, match=r"^text_encoder: expected one without new tokens, got one with NewTokens"),
+        NewTokens.attach(sd, {"<w>": "cat"}),
     ):
-        NewTokens.attach(encoder, tokenizer, {"<w>": "cat"})
-    tokenizer.add_tokens("<stray>")
+        pass
+    sd.tokenizer.add_tokens("<stray>")
     with pytest.raises(ValueError, match=r"^tokenizer: expected the 524 words of the encoder, got 525"):
-        NewTokens.attach(encoder, tokenizer, {"<v>": "cat"})
+        with NewTokens.attach(sd, {"<v>": "cat"}):
+            pass

@@ -57,7 +57,7 @@ def posterior(x0: Tensor, xt: Tensor, t: int, schedule: Schedule, before: int | 
     return from_x0 * x0 + from_xt * xt, (1 - alpha) * (1 - alpha_bar_before) / (1 - alpha_bar)
 
 
-def noise_errors(
+def loss_per_picture(
     eps_model: EpsModel,
     x0: Tensor,
     t: Tensor,
@@ -102,10 +102,10 @@ def simple_loss(
     """How badly the model guesses the noise, at one random time for each image: the loss of Algorithm 1.
 
     L = E || eps - eps_theta(x_t, t) ||^2,  t ~ Uniform(1..T),  eps ~ N(0, I).  Source: Ho et al. 2020, Eq. 14.
-    x0: (B, C, H, W) in [-1, 1].  generator: on x0's device.  weighting: see `noise_errors`, whose mean this is.
+    x0: (B, C, H, W) in [-1, 1].  generator: on x0's device.  weighting: see `loss_per_picture`, whose mean this is.
     Returns a scalar.
     Derived in: notebooks/01_ddpm_training.ipynb, section "Algorithm 1".
     """
     t = torch.randint(1, schedule.T + 1, (len(x0),), device=x0.device, generator=generator)
     eps = torch.randn(x0.shape, device=x0.device, dtype=x0.dtype, generator=generator)
-    return noise_errors(eps_model, x0, t, eps, schedule, weighting).mean()
+    return loss_per_picture(eps_model, x0, t, eps, schedule, weighting).mean()

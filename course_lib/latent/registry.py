@@ -24,10 +24,34 @@ class ModelUnavailable(ConnectionError):
 
 
 @dataclass(frozen=True)
+class Defaults:
+    """What suits a base model; the values are those of Stable Diffusion 1.
+
+    settings: the key of the SETTINGS of each method of personalization.  guidance: w.  prior_steps: DDIM steps of a
+    class picture of DreamBooth.  augment: whether Custom Diffusion also shows a subject small and zoomed in.
+    half_training: train in the device's fastest precision.  toybox_world: the model was trained on the Toybox world:
+    the renderer draws more of its training pictures, and its tokenizer has every word of their captions.
+    """
+
+    settings: str = "sd15"
+    guidance: float = 7.5
+    prior_steps: int = 25
+    augment: bool = True
+    half_training: bool = False
+    toybox_world: bool = False
+
+
+# guidance: most nouns are drawn at 5, with the least colour lost.  prior_steps: a training has to end in a minute.
+# augment: at 64 pixels a small picture keeps too little of a subject.
+TOYBOX = Defaults("toybox", guidance=5.0, prior_steps=12, augment=False, half_training=True, toybox_world=True)
+
+
+@dataclass(frozen=True)
 class Entry:
     """One model: a folder on this machine, or a hub id with everything that is known about it.
 
     sha256: path -> digest, checked after a download for each file listed.  size: of the download, in words.
+    resolution: the side of its pictures in pixels.  defaults: the settings that suit it.
     """
 
     name: str
@@ -39,13 +63,19 @@ class Entry:
     licence: str = "see its model card"
     size: str = "several GB"
     resolution: int | None = None
+    defaults: Defaults = Defaults()
 
 
 # Revision, hashes and mirrors of sd15 agree among several public repositories that use them; they have not been
 # compared with the hub itself.
 MODELS = {
     "toybox": Entry(
-        name="toybox", folder=CHECKPOINTS / "toybox-sd", licence="Apache-2.0", size="part of the course", resolution=64
+        name="toybox",
+        folder=CHECKPOINTS / "toybox-sd",
+        licence="Apache-2.0",
+        size="part of the course",
+        resolution=64,
+        defaults=TOYBOX,
     ),
     "sd15": Entry(
         name="sd15",

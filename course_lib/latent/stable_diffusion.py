@@ -35,13 +35,14 @@ class StableDiffusion:
 
     vae, unet, text_encoder, tokenizer: as diffusers and transformers make them; they are frozen and set to evaluation.
     noise: the settings of a diffusers scheduler (beta_schedule, beta_start, ...); the default is Stable Diffusion 1's.
-    Attributes: these parts, `schedule`, `device`, `dtype`, `name`, and `source`, the folder that it was read from.
+    Attributes: these parts, `schedule`, `device`, `dtype`, `name`, `source`, the folder that it was read from, and
+    `defaults`, the settings that suit it.
     Raises ValueError for a noise schedule or a prediction type that this course does not use.
     Derived in: notebooks/06_stable_diffusion.ipynb, section "The parts".
     """
 
     def __init__(self, vae, unet, text_encoder, tokenizer, *, noise: dict = SD1_NOISE, name: str = "custom",
-                 source: Path | None = None):  # fmt: skip
+                 source: Path | None = None, defaults: registry.Defaults | None = None):  # fmt: skip
         self.noise_settings = {key: noise.get(key, default) for key, default in SD1_NOISE.items()}
         if self.noise_settings["prediction_type"] not in ("epsilon", "v_prediction"):
             raise ValueError("noise: expected a model with prediction_type 'epsilon' or 'v_prediction', got "
@@ -49,6 +50,7 @@ class StableDiffusion:
         self.schedule = _schedule(self.noise_settings)
         self.vae, self.unet, self.text_encoder, self.tokenizer = vae, unet, text_encoder, tokenizer
         self.name, self.source = name, source
+        self.defaults = defaults or registry.Defaults()
         for part in (vae, unet, text_encoder):
             part.eval().requires_grad_(False)
         self.to(unet.device, unet.dtype)
@@ -66,19 +68,24 @@ class StableDiffusion:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype in (torch.bfloat16, torch.float16))
 
     @property
-    def outside(self) -> torch.dtype:
+    def working_dtype(self) -> torch.dtype:
         """The dtype between the networks: float32, and float64 where they compute in float64."""
         return torch.promote_types(self.dtype, torch.float32)
 
     @property
     def weighting(self) -> str:
-        """Which loss of `noise_errors` is the mean square error of what this network predicts: "eps" or "v"."""
+        """Which loss of `loss_per_picture` is the mean square error of what this network predicts: "eps" or "v"."""
         return "eps" if self.noise_settings["prediction_type"] == "epsilon" else "v"
 
     @property
     def factor(self) -> int:
         """How many pixels of a picture's side one latent stands for: 8 in Stable Diffusion 1."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def resolution(self) -> int:
+        """The side of the pictures that the model was trained on: 512 for Stable Diffusion 1, 64 for Toybox."""
+        return self.unet.config.sample_size * self.factor
 
     def encode_prompt(self, prompts: str | list[str] | Tensor) -> Tensor:
         """Features of prompts: (B, L, D) float32. Features, mixed by hand perhaps, pass through as they are.
@@ -88,7 +95,7 @@ class StableDiffusion:
         if not torch.is_tensor(prompts):
             ids = text.tokenize(self.tokenizer, prompts)
             with self.autocast():
-                return text.encode(self.text_encoder, ids).to(self.outside)
+                return text.encode(self.text_encoder, ids).to(self.working_dtype)
         width = self.unet.config.cross_attention_dim
         if prompts.ndim != 3 or prompts.shape[-1] != width:
             raise ValueError(f"prompts: expected strings or (B, L, {width}) features, got {tuple(prompts.shape)}")
@@ -106,7 +113,7 @@ class StableDiffusion:
             raise ValueError(f"images: expected (B, 3, H, W), H and W multiples of {f}, got {tuple(images.shape)}")
         z = self.vae.encode(images.to(self.device, self.dtype)).latent_dist
         z = z.mode() if generator is None else z.sample(generator)
-        return self.vae.config.scaling_factor * z.to(self.outside)
+        return self.vae.config.scaling_factor * z.to(self.working_dtype)
 
     def decode(self, z0: Tensor) -> Tensor:
         """Latents (B, C, h, w) back to images (B, 3, factor * h, factor * w), clamped to [-1, 1].
@@ -114,7 +121,7 @@ class StableDiffusion:
         Derived in: notebooks/04_autoencoder.ipynb, section "The scaling factor".
         """
         z = z0.to(self.device) / self.vae.config.scaling_factor
-        return self.vae.decode(z.to(self.dtype)).sample.to(self.outside).clamp(-1, 1)
+        return self.vae.decode(z.to(self.dtype)).sample.to(self.working_dtype).clamp(-1, 1)
 
     def unet_eps(self, zt: Tensor, t: Tensor | int, features: Tensor) -> Tensor:
         """eps_hat of the UNet at our t in 1..T; its own times are 0-based, so it is told t - 1, here and nowhere else.
@@ -127,7 +134,7 @@ class StableDiffusion:
         features = _repeat(features, len(zt))
         with self.autocast():
             output = self.unet(zt.to(self.dtype), t - 1, encoder_hidden_states=features.to(self.dtype)).sample
-        output = output.to(self.outside)
+        output = output.to(self.working_dtype)
         if self.noise_settings["prediction_type"] == "epsilon":
             return output
         alpha_bar = self.schedule.at(t, zt)
@@ -174,7 +181,7 @@ class StableDiffusion:
         Derived in: notebooks/06_stable_diffusion.ipynb, section "The loop".
         """
         features = self.encode_prompt(prompts)
-        x_T = (self.noise(len(features), seed=seed) if x_T is None else x_T).to(self.device, self.outside)
+        x_T = (self.noise(len(features), seed=seed) if x_T is None else x_T).to(self.device, self.working_dtype)
         features = _repeat(features, len(x_T))
         against = _repeat(self.encode_prompt(negative), len(x_T))
         options = {"clip": False, "generator": torch.Generator(self.device).manual_seed(seed)}
@@ -241,6 +248,7 @@ def load(name: str | Path = "toybox", device: torch.device | str | None = None, 
             noise=DDIMScheduler.load_config(folder / "scheduler", local_files_only=True),
             name=entry.name,
             source=folder,
+            defaults=entry.defaults,
         ).to(device, dtype)
     if _short_of_memory(device) if low_memory is None else low_memory:
         sd.unet.set_attention_slice("auto")

@@ -6,6 +6,8 @@ Derived in: notebooks/05_latent_diffusion.ipynb, section "CLIP in miniature".
 import copy
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -77,8 +79,16 @@ def words(tokenizer, prompt: str) -> list[tuple[str, list[int]]]:
     return found
 
 
+def check_noun(tokenizer, noun: str) -> None:
+    """Raise a ValueError for an empty class noun, or one with letters that the tokenizer does not know."""
+    ids = tokenizer(noun, add_special_tokens=False).input_ids if noun and noun.strip() else []
+    unknown = tokenizer.unk_token_id in ids and tokenizer.unk_token_id != tokenizer.eos_token_id
+    if not ids or unknown:
+        raise ValueError(f"noun: expected a word that the model knows, such as 'cat', got {noun!r}")
+
+
 def token_trouble(tokenizer, token: str) -> str:
-    """Why a token can not be a new word, as the rest of a sentence that begins with the argument; "" if it can."""
+    """Why a token cannot be a new word, as the rest of a sentence that begins with the argument; "" if it can."""
     if not re.fullmatch(r"<[^\s<>]+>(_\d+)?", token) or token != token.lower():
         return f"expected a new token in lower case and brackets, such as <v>, got {token!r}"
     if token in tokenizer.get_vocab():
@@ -90,9 +100,9 @@ class NewTokens(nn.Module):
     """Trainable rows for new words beside the frozen embedding table of a text encoder.
 
     Ids below V are looked up in the table, ids from V on in `rows`, the only parameter that trains. The table is not
-    resized, masked or restored: weight decay can not touch what the optimizer never sees. `tokens` names the rows.
+    resized, masked or restored: it is not in the optimizer, so weight decay does not reach it. `tokens` names the rows.
 
-        with NewTokens.attach(text_encoder, tokenizer, {"<v>": "cat"}) as new:
+        with NewTokens.attach(sd, {"<v>": "cat"}) as new:
             ...  # prompts with <v> work; new.rows learns
 
     table: the encoder's (V, D) embedding.  rows: (n, D) first values; kept in float32.
@@ -102,18 +112,19 @@ class NewTokens(nn.Module):
         super().__init__()
         self.table, self.tokens = table.requires_grad_(False), tokens
         self.rows = nn.Parameter(rows.detach().to(table.weight.device, torch.float32, copy=True))
-        self._undo = None
 
     @classmethod
-    def attach(cls, text_encoder: nn.Module, tokenizer, words: dict[str, str]) -> "NewTokens":
-        """Teach an encoder and its tokenizer new words, each of which first means the same as a word it knows.
+    @contextmanager
+    def attach(cls, sd, words: dict[str, str]) -> Iterator["NewTokens"]:
+        """Give a model new words, each of which first means the same as a word it knows; afterwards they are gone.
 
-        words: {"<v>": "cat"}: a new token in lower case and angle brackets, and the known word (or several: their
-        sub-words' mean) that it starts from.  Use as a context manager, or call `detach`.
+        sd: a StableDiffusion, of which the text encoder and the tokenizer are used.  words: {"<v>": "cat"}: a new token
+        in lower case and angle brackets, and the known word (or several: the mean of their sub-words) that it starts
+        from.
         Raises ValueError if a new word is not of that form or exists, if a known one is empty, or if the encoder has
         new tokens already.
         """
-        table = text_encoder.get_input_embeddings()
+        table, tokenizer = sd.text_encoder.get_input_embeddings(), sd.tokenizer
         if not isinstance(table, nn.Embedding):
             raise ValueError(f"text_encoder: expected one without new tokens, got one with {type(table).__name__}")
         if len(tokenizer) != table.num_embeddings:
@@ -124,12 +135,14 @@ class NewTokens(nn.Module):
         if not rows:
             raise ValueError('words: expected new tokens with a word each, such as {"<v>": "cat"}, got none')
         new = cls(table, torch.stack(rows), list(words))
-        before = dict(vars(tokenizer))
-        vars(tokenizer).update(copy.deepcopy(before))  # a tokenizer can not forget: the copy learns
-        tokenizer.add_tokens(list(words))
-        text_encoder.set_input_embeddings(new)
-        new._undo = (text_encoder, tokenizer, before)  # in a tuple, or the encoder would be a part of its own part
-        return new
+        sd.tokenizer = copy.deepcopy(tokenizer)  # a tokenizer cannot forget a word, so a copy learns it
+        sd.tokenizer.add_tokens(list(words))
+        sd.text_encoder.set_input_embeddings(new)
+        try:
+            yield new
+        finally:
+            sd.text_encoder.set_input_embeddings(table)
+            sd.tokenizer = tokenizer
 
     @staticmethod
     def _first_value(tokenizer, table: nn.Embedding, token: str, word: str) -> Tensor:
@@ -139,21 +152,6 @@ class NewTokens(nn.Module):
         if not ids or tokenizer.unk_token_id in ids:
             raise ValueError(f"words: expected a known word for {token!r} to start from, got {word!r}")
         return table.weight[ids].float().mean(dim=0)
-
-    def detach(self) -> None:
-        """Put the encoder and the tokenizer back as they were; the rows stay in this object."""
-        if self._undo is not None:
-            text_encoder, tokenizer, before = self._undo
-            text_encoder.set_input_embeddings(self.table)
-            vars(tokenizer).clear()
-            vars(tokenizer).update(before)
-            self._undo = None
-
-    def __enter__(self) -> "NewTokens":
-        return self
-
-    def __exit__(self, *error) -> None:
-        self.detach()
 
     def forward(self, ids: Tensor) -> Tensor:  # (B, L) -> (B, L, D)
         row = ids - self.table.num_embeddings

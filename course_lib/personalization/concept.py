@@ -1,299 +1,196 @@
-"""A few pictures and a class noun become training batches: (latents, prompts, mask).
+"""A concept on disk and in a model: what was trained is what is saved, and taking it out leaves no trace.
 
-Derived in: notebooks/11_textual_inversion.ipynb, section "Five pictures".
+Derived in: notebooks/11_textual_inversion.ipynb, section "A concept is a file".
 
-Frozen networks see each picture once: the autoencoder's posterior is kept, and a batch only draws from it.
+Files of other tools are read and written in interchange/.
 """
 
 import contextlib
-import hashlib
-import os
-import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image, ImageOps
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from course_lib import environment
-from course_lib.diffusion import samplers
-from course_lib.environment import send
+from course_lib.environment import write_whole
+from course_lib.latent.fingerprint import fingerprint, same_model
 from course_lib.latent.stable_diffusion import StableDiffusion
+from course_lib.latent.text import NewTokens
+from course_lib.personalization import lora
+from course_lib.personalization.recipe import Recipe
 
-OBJECT = (
-    "a photo of a {}", "a picture of a {}", "a close-up of a {}", "a {}", "an image of a {}", "a bright photo of a {}",
-    "a photo of one {}", "a photo of the {}",
-)  # fmt: skip
-STYLE = ("a picture in the style of {}", "a drawing in the style of {}", "a photo in the style of {}", "{}")
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+FORMAT = "personalization-course concept 1"
+LICENCE = "The licence of the base model applies, and the rights to the pictures that it learnt from."
 
 
 @dataclass
-class Examples:
-    """Pictures as the training sees them: V variants (crops, flips) with prompts.
+class Concept:
+    """What a recipe trained: named tensors, and what one needs to know to use them.
 
-    mean, std: (V, C, h, w), of each variant's latents.  prompts: for each variant the sentences that fit it.
-    mask: (V, 1, h, w) of 0 and 1, where a variant shows anything; None: everywhere.
+    tensors: "tokens" (n, D), "unet.<name>", "text_encoder.<name>", in LoRA "....lora.down" and ".up", compressed
+    "....u" and ".v" (see `uncompressed`); on the CPU.
+    method, base (name of the model), about (token, noun, rows ...): as in the recipe; settings: how it was trained.
+    fingerprint: of the base model, see `latent.fingerprint`; None if the file's maker did not say.
     """
 
-    mean: Tensor
-    std: Tensor
-    prompts: list[tuple[str, ...]]
-    mask: Tensor | None = None
+    method: str
+    tensors: dict[str, Tensor]
+    base: str
+    about: dict
+    settings: dict
+    fingerprint: Tensor | None = None
 
-    def __post_init__(self):
-        if not len(self.mean) == len(self.std) == len(self.prompts) or not len(self.mean):
-            raise ValueError(
-                f"prompts: expected one entry for each of {len(self.mean)} variants, got {len(self.prompts)}"
-            )
-        if self.mask is not None and not self.mask.flatten(1).any(dim=1).all():
-            raise ValueError("mask: expected each to have a place with 1, got an empty one: the loss would be 0 / 0")
-
-    def batch(self, count: int, generator: torch.Generator) -> tuple[Tensor, list[str], Tensor]:
-        """Draw z0 ~ N(mean, std^2) (count, C, h, w), a prompt each, and masks (count, 1, h, w).
-
-        A variant comes again only after all others.  generator: on the CPU, so that a seed means one batch everywhere.
-        """
-        V = len(self.mean)
-        rows = torch.cat([torch.randperm(V, generator=generator) for _ in range(-(-count // V))])[:count]
-        which = torch.rand(count, generator=generator).tolist()
-        said = [self.prompts[row] for row in rows.tolist()]
-        prompts = [choices[int(share * len(choices))] for share, choices in zip(which, said, strict=True)]
-        mean, std = self.mean[send(rows, self.mean.device)], self.std[send(rows, self.std.device)]
-        noise = send(torch.randn(mean.shape, generator=generator), mean.device)
-        mask = torch.ones_like(mean[:, :1]) if self.mask is None else self.mask[send(rows, self.mask.device)]
-        return mean + std * noise, prompts, mask
+    @property
+    def bytes(self) -> int:
+        """Size of the tensors."""
+        return sum(value.numel() * value.element_size() for value in self.tensors.values())
 
 
-# ---- pictures from files ----
+def only_tokens(concept: Concept) -> Concept:
+    """The words of a concept without its weights."""
+    return replace(concept, tensors={name: value for name, value in concept.tensors.items() if name == "tokens"})
 
 
-def open_image(path: str | Path) -> Image.Image:
-    """A picture as RGB: turned as its EXIF tag says, transparent parts on white, 16-bit scaled to 8.
+def uncompressed(sd: StableDiffusion, concept: Concept) -> Concept:
+    """The concept with whole weights: each pair of thin "<name>.u", "<name>.v" becomes <name> = W_0 + u v.
 
-    Raises ValueError, which names the file, if it is no picture, damaged, or an animation.
+    The pairs are `merge.compress` of W - W_0.  sd: the model of W_0, in which nothing is applied.
     """
+    thin = [name.removesuffix(".u") for name in concept.tensors if name.endswith(".u")]
+    if not thin:
+        return concept
+    base = {f"unet.{name}": param for name, param in sd.unet.named_parameters()}
+    tensors = {name: value for name, value in concept.tensors.items() if not name.endswith((".u", ".v"))}
+    for name in thin:
+        u, v = (concept.tensors.get(f"{name}.{side}", torch.empty(0)).float() for side in "uv")
+        if name not in base or u.ndim != 2 or v.ndim != 2 or (len(u), v.shape[1]) != tuple(base[name].shape):
+            raise ValueError(f"concept: expected u and v of a weight of this model, got others for {name}")
+        tensors[name] = base[name].detach().float().cpu() + u @ v
+    return replace(concept, tensors=tensors)
+
+
+def concept_of(recipe: Recipe) -> Concept:
+    """A copy of what a recipe has trained so far."""
+    tensors = {name: param.detach().to("cpu", copy=True) for name, param in recipe.params.items()}
+    return Concept(recipe.method, tensors, recipe.base, dict(recipe.about), asdict(recipe.settings), recipe.fingerprint)
+
+
+def save_concept(path: str | Path, concept: Concept | Recipe, dtype: torch.dtype | None = None) -> Concept:
+    """Write a concept, or what a recipe has trained, as one safetensors file with its story in the metadata.
+
+    dtype: float16 halves the file; default: as trained.  A file appears whole or not at all.
+    Raises OSError if it cannot be written: the concept is still in memory, save it elsewhere.
+    """
+    path = Path(path)
+    concept = concept_of(concept) if isinstance(concept, Recipe) else concept
+    tensors = {name: value.to(dtype or value.dtype).contiguous() for name, value in concept.tensors.items()}
+    if concept.fingerprint is not None:
+        tensors["base.fingerprint"] = concept.fingerprint
+    note = {"format": FORMAT, "method": concept.method, "base": concept.base, "licence": LICENCE,
+            "about": json.dumps(concept.about), "settings": json.dumps(concept.settings)}  # fmt: skip
     try:
-        with Image.open(path) as file:
-            frames = 1 if file.format == "MPO" else getattr(file, "n_frames", 1)  # an MPO is a phone's JPEG
-            image = ImageOps.exif_transpose(file)
-            image.load()
-    except Exception as error:  # a damaged file makes decoders raise almost anything
-        raise ValueError(
-            f"images: expected a PNG, JPEG or WebP picture, but {path} can not be read ({error}); remove or replace it"
-        ) from error
-    if frames > 1:
-        raise ValueError(f"images: expected still pictures, got an animation of {frames} frames: {path}")
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float64)
-        values = values / 257 if values.max() > 255 else values
-        return Image.fromarray(values.clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return image.convert("RGB")
+        with write_whole(path) as temporary:
+            save_file(tensors, temporary, metadata=note)
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"path: {path} cannot be written ({error}); what was trained is still there: save it elsewhere, "
+                      "or make room and save again") from error  # fmt: skip
+    return concept
 
 
-def open_images(source: str | Path | Sequence) -> list[Image.Image]:
-    """The pictures of a folder (in the order of their names), of a list of paths, or a list of PIL pictures as it is.
+def load_concept(path: str | Path) -> Concept:
+    """Read what `save_concept` wrote.  Raises ValueError if it is something else, or damaged."""
+    path = Path(path)
+    try:
+        with safe_open(path, "pt") as file:
+            note = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"path: expected a concept file, but {path} cannot be read ({error})") from error
+    if note.get("format") != FORMAT:
+        raise ValueError(f"path: expected a file that save_concept wrote, but {path} is none; other tools' files are "
+                         "read by course_lib.personalization.interchange")  # fmt: skip
+    base = tensors.pop("base.fingerprint", None)
+    about, settings = json.loads(note["about"]), json.loads(note["settings"])
+    return Concept(note["method"], tensors, note["base"], about, settings, base)
 
-    Raises ValueError if there is none, or one that can not be read; files that are no pictures are named.
+
+def check_base(sd: StableDiffusion, concept: Concept) -> None:
+    """Raise a ValueError if a concept was trained on another model: its numbers would mean nothing here."""
+    if concept.fingerprint is None:
+        return
+    if not same_model(fingerprint(sd), concept.fingerprint):
+        raise ValueError(f"concept: expected one that was trained on this model, {sd.name!r}, got one of "
+                         f"{concept.base!r} with other weights; load that model, or train it anew")  # fmt: skip
+
+
+@contextlib.contextmanager
+def applied(sd: StableDiffusion, *concepts: Concept) -> Iterator[StableDiffusion]:
+    """Put concepts into a model for a `with` block: their words and weights work, and afterwards no bit has changed.
+
+        with applied(sd, load_concept("rex.safetensors")):
+            sd.sample("a photo of a <v> dog on the moon")
+
+    Raises ValueError if a concept is of another base model, has a token that exists, or two change the same weights
+    (see `merge.merge_concepts`).
     """
-    if isinstance(source, (str, Path)):
-        folder = Path(source).expanduser()
-        if not folder.is_dir():
-            raise ValueError(f"images: expected a folder with pictures, but {folder} is none")
-        source = _picture_files(folder)
-        if not source:
-            files = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-            found = f"only {', '.join(path.name for path in files[:3])}" if files else "nothing"
-            raise ValueError(f"images: expected PNG, JPEG or WebP files in {folder}, found {found}")
-    images = [one.convert("RGB") if isinstance(one, Image.Image) else open_image(one) for one in source]
-    if not images:
-        raise ValueError("images: expected at least one picture, got none")
-    return images
+    for concept in concepts:
+        check_base(sd, concept)
+    concepts = [uncompressed(sd, concept) for concept in concepts]
+    names = [name for concept in concepts for name in concept.tensors if name != "tokens"]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise ValueError(f"concepts: expected each to change other weights, but {len(twice)} are changed twice, such "
+                         f"as {min(twice)}; merge the concepts first")  # fmt: skip
+    with contextlib.ExitStack() as undo:
+        # Weights first: attaching tokens renames the table, LoRA renames its layers.
+        for concept in sorted(concepts, key=lambda concept: concept.method == "lora"):
+            undo.enter_context(_weights(sd, concept))
+        undo.enter_context(_tokens(sd, concepts))
+        yield sd
 
 
-def _picture_files(folder: Path) -> list[Path]:
-    """In the order of their names, without hidden ones."""
-    files = (path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    return sorted(path for path in files if path.suffix.lower() in SUFFIXES)
+@contextlib.contextmanager
+def _tokens(sd: StableDiffusion, concepts: list[Concept]) -> Iterator[None]:
+    rows = {token: row for c in concepts if "tokens" in c.tensors
+            for token, row in zip(c.about["rows"], c.tensors["tokens"], strict=True)}  # fmt: skip
+    if len(rows) < sum(len(concept.tensors.get("tokens", ())) for concept in concepts):
+        raise ValueError(f"concepts: expected a token of its own for each, got {[c.about['rows'] for c in concepts]}")
+    width = sd.text_encoder.get_input_embeddings().weight.shape[1]
+    if any(len(row) != width for row in rows.values()):
+        raise ValueError(f"concepts: expected rows of {width} numbers, got {[len(row) for row in rows.values()]}")
+    if not rows:
+        yield
+        return
+    with NewTokens.attach(sd, dict.fromkeys(rows, "a")) as tokens:
+        tokens.rows.data.copy_(torch.stack(list(rows.values())))
+        tokens.rows.requires_grad_(False)
+        yield
 
 
-def captions_beside(folder: str | Path) -> list[str] | None:
-    """What <picture>.txt beside each picture of a folder says; None where no picture has one.
-
-    Raises ValueError if only some pictures have a caption.
-    """
-    texts = [path.with_suffix(".txt") for path in _picture_files(Path(folder).expanduser())]
-    missing = [text.name for text in texts if not text.is_file()]
-    if len(missing) == len(texts):
-        return None
-    if missing:
-        raise ValueError(f"captions: expected a text file for each picture, missing {', '.join(missing[:3])}")
-    return [text.read_text(encoding="utf-8-sig").strip() for text in texts]
-
-
-def captions_with(token: str, images, captions: Sequence[str] | None = None) -> Sequence[str] | None:
-    """The captions given, or those beside the pictures, or None: where only what a new word says is to be learnt.
-
-    Raises ValueError unless each holds the token, or {} in its place.
-    """
-    given = captions
-    if given is None and isinstance(images, (str, Path)) and Path(images).expanduser().is_dir():
-        captions = captions_beside(images)
-    without = [caption for caption in captions or () if "{}" not in caption and token not in caption.lower()]
-    if without:
-        where = "got" if given is not None else f"but of those beside the pictures in {images} {len(without)} lack it:"
-        raise ValueError(f"captions: expected {token} or {{}} in each, as nothing else stands for the subject, {where} "
-                         f"{without[0]!r}")  # fmt: skip
-    return captions
-
-
-def to_tensor(image: Image.Image, size: int) -> Tensor:
-    """The middle square of a picture, scaled: (3, size, size) in [-1, 1]."""
-    square = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.array(square)).permute(2, 0, 1).float() / 127.5 - 1
-
-
-# ---- variants, encoded once ----
-
-
-@torch.no_grad()
-def encode(sd: StableDiffusion, x: Tensor, prompts: list[tuple[str, ...]], mask: Tensor | None = None) -> Examples:
-    """Examples of pictures x (V, 3, H, W) in [-1, 1]; mask: (V, 1, H, W) in pixels."""
-    means, stds = [], []
-    for part in x.split(8):
-        posterior = sd.vae.encode(part.to(sd.device, sd.dtype)).latent_dist
-        scale = sd.vae.config.scaling_factor
-        means.append(scale * posterior.mean.float())
-        stds.append(scale * posterior.std.float())
-    if mask is not None:  # a latent counts if all its pixels do
-        mask = 1 - F.max_pool2d(1 - mask.float(), sd.factor)
-        mask = mask.to(sd.device)
-    return Examples(torch.cat(means), torch.cat(stds), prompts, mask)
-
-
-def examples(sd: StableDiffusion, images, name: str, *, templates: Sequence[str] = OBJECT,
-             captions: Sequence[str] | None = None, flip: bool = False,
-             size: int | None = None) -> Examples:  # fmt: skip
-    """Pictures of a concept under sentences about `name`.
-
-    images: see `open_images`.  name: what stands for {} in the templates, such as "<v> cat".  captions: one sentence
-    per picture instead, in which {} may stand too; by default those beside the pictures, if there are any.
-    flip: add the mirrored pictures (not for faces and lettering).  size: of the square, by default the model's own.
-    """
-    if captions is None and isinstance(images, (str, Path)) and Path(images).expanduser().is_dir():
-        captions = captions_beside(images)
-    images = open_images(images)
-    if captions is not None and len(captions) != len(images):
-        raise ValueError(f"captions: expected one for each of the {len(images)} pictures, got {len(captions)}")
-    x = torch.stack([to_tensor(image, size or picture_size(sd)) for image in images])
-    filled = tuple(template.replace("{}", name) for template in templates)
-    prompts = [(caption.replace("{}", name),) for caption in captions] if captions else [filled] * len(x)
-    if flip:
-        x, prompts = torch.cat([x, x.flip(-1)]), prompts * 2
-    return encode(sd, x, prompts)
-
-
-def resized_examples(sd: StableDiffusion, images, name: str, *, variants: int = 64, size: int | None = None,
-                     seed: int = 0) -> Examples:  # fmt: skip
-    """Custom Diffusion's augmentation: each picture small on grey or zoomed in, with words that say so.
-
-    1 in 3 is zoomed in 1.2 to 1.4 times ("zoomed in", "close up"), the others shrink to 0.4 to 1.0 of the side ("far
-    away", "very small" below 0.6); only what shows the picture counts in the loss.  Source: Kumari et al. 2023,
-    section 4 and appendix; the numbers are those of the authors' code.
-    Differs from it: `variants` are drawn once and encoded once, instead of a new one in each step.
-    """
-    images = open_images(images)
-    size, rng = size or picture_size(sd), np.random.default_rng([seed, len(images)])
-    pictures, prompts, masks = [], [], []
-    for k in range(max(variants, len(images))):
-        image = images[k % len(images)]
-        share = 1.0 if k < len(images) else rng.uniform(1.2, 1.4) if rng.random() < 1 / 3 else rng.uniform(0.4, 1.0)
-        side = max(sd.factor, round(share * size / sd.factor) * sd.factor)
-        x, mask = to_tensor(image, side), torch.zeros(1, size, size)
-        place = rng.random(2)
-        if side >= size:  # a window of the enlarged picture
-            top, left = (int(v) for v in place * (side - size + 1))
-            picture = x[:, top : top + size, left : left + size]
-            mask += 1
-        else:  # on the grid of the latents, so that whole latents are valid
-            top, left = (int(v) * sd.factor for v in place * ((size - side) // sd.factor + 1))
-            picture = torch.zeros(3, size, size)
-            picture[:, top : top + side, left : left + side] = x
-            mask[:, top : top + side, left : left + side] = 1
-        pictures.append(picture)
-        prompts.append(tuple(_say_size(template.replace("{}", name), share) for template in OBJECT))
-        masks.append(mask)
-    return encode(sd, torch.stack(pictures), prompts, torch.stack(masks))
-
-
-def _say_size(prompt: str, share: float) -> str:
-    if share > 1:
-        return f"{prompt} zoomed in"
-    if share < 0.6:
-        return f"{prompt} very small"
-    return f"{prompt} far away" if share < 0.9 else prompt
-
-
-def picture_size(sd: StableDiffusion) -> int:
-    """The side of the pictures that the model was trained on: 512 for Stable Diffusion 1, 64 for the miniature."""
-    return sd.unet.config.sample_size * sd.factor
-
-
-# ---- the model's own pictures, for prior preservation ----
-
-
-@torch.no_grad()
-def generated_examples(sd: StableDiffusion, prompt: str, count: int = 100, *, w: float = 5.0, steps: int = 25,
-                       seed: int = 0, folder: str | Path | None = None) -> Examples:  # fmt: skip
-    """Draw `count` pictures for a prompt and keep their latents in a file, which later calls reuse.
-
-    The latents are what training needs, so they are neither decoded nor encoded.
-    Source: Ruiz et al. 2023, section 3.3.  w, steps: of the guided DDIM sampler.
-    folder: of the file; default the course's cache.
-    """
-    folder = Path(folder) if folder else environment.cache_dir() / "prior"
-    key = f"{fingerprint(sd).tolist()} {prompt} w{w} steps{steps} seed{seed}"
-    path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
-    have = torch.empty(0)
-    if path.is_file():
-        with contextlib.suppress(SafetensorError):  # a damaged file is drawn again
-            have = load_file(path)["z0"]
-    if len(have) < count:
-        eps_model, parts = sd.guided(prompt, w), [have] if len(have) else []
-        for k in range(len(have), count, 8):
-            x_T = torch.cat([sd.noise(1, seed=seed * 1_000_003 + i) for i in range(k, min(k + 8, count))])
-            parts.append(samplers.last(samplers.ddim(eps_model, x_T, sd.schedule, steps, clip=False)).cpu())
-        have = torch.cat(parts)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            save_file({"z0": have}, path.with_suffix(".tmp"), metadata={"prompt": prompt})
-            os.replace(path.with_suffix(".tmp"), path)
-        except (OSError, SafetensorError) as error:
-            warnings.warn(f"{path} can not be written ({error}); the pictures will be drawn again", stacklevel=2)
-    z0 = have[:count].to(sd.device)
-    return Examples(z0, torch.zeros_like(z0), [(prompt,)] * count)
-
-
-def fingerprint(sd: StableDiffusion) -> Tensor:
-    """The first number of each tensor of the UNet and the text encoder, (n,) float32: tells models apart, cheaply.
-
-    Loaded in half precision, the same model has nearly the same numbers: compare with a tolerance.
-    """
-    parts = (*sd.unet.parameters(), *sd.text_encoder.parameters())
-    return torch.stack([p.detach().flatten()[0].float().cpu() for p in parts])
-
-
-def same_model(ours: Tensor, theirs: Tensor) -> bool:
-    """Whether two fingerprints are of one model: half precision rounds, so nearly all numbers have to agree."""
-    return (
-        ours.shape == theirs.shape and torch.isclose(ours, theirs.float(), rtol=0.02, atol=1e-3).float().mean() > 0.95
-    )
+@contextlib.contextmanager
+def _weights(sd: StableDiffusion, concept: Concept) -> Iterator[None]:
+    weights = {name: value for name, value in concept.tensors.items() if name != "tokens"}
+    networks = {"unet": sd.unet, "text_encoder": sd.text_encoder}
+    networks = {part: network for part, network in networks.items() if any(n.startswith(f"{part}.") for n in weights)}
+    with contextlib.ExitStack() as undo:
+        if concept.method == "lora":
+            params = undo.enter_context(lora.attach(networks, concept.about["rank"]))
+        else:
+            params = {
+                f"{part}.{name}": p for part, network in networks.items() for name, p in network.named_parameters()
+            }
+        unknown = [name for name in weights if name not in params or params[name].shape != weights[name].shape]
+        if unknown:
+            raise ValueError(
+                f"concept: expected tensors of this model, got {len(unknown)} others, such as {unknown[0]}"
+            )
+        for name, value in weights.items():
+            param, before = params[name], params[name].data
+            undo.callback(setattr, param, "data", before)
+            param.data = value.to(before.device, before.dtype, copy=True)
+            param.requires_grad_(False)
+        yield

@@ -1,9 +1,10 @@
-"""Custom Diffusion: only the keys and values of the cross-attention learn, and a word.
+"""Custom Diffusion: train only the keys and values of the cross-attention, and a word.
 
 Derived in: notebooks/13_custom_diffusion.ipynb.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,19 +12,18 @@ from torch import Tensor, nn
 
 from course_lib.latent import text
 from course_lib.latent.stable_diffusion import StableDiffusion
-from course_lib.personalization import concept
-from course_lib.personalization.concept import OBJECT, Examples
-from course_lib.personalization.dreambooth import check_noun
-from course_lib.personalization.finetune import Recipe, Settings, Term, begin, learn
-from course_lib.personalization.textual_inversion import add_tokens
+from course_lib.latent.text import check_noun
+from course_lib.personalization.examples import Examples, resized_examples, subject_examples
+from course_lib.personalization.pictures import captions_with
+from course_lib.personalization.recipe import Recipe, Settings, Term, new_recipe, unfreeze
+from course_lib.personalization.textual_inversion import new_tokens
 
-TOYBOX = Settings(steps=300, lr=5e-4)
-SD15 = Settings(steps=250, lr=8e-5, batch_size=8)
+SETTINGS = {"toybox": Settings(steps=300, lr=5e-4), "sd15": Settings(steps=250, lr=8e-5, batch_size=8)}
 
 
 @dataclass
-class Subject:
-    """One of the concepts that are learnt together: pictures, the new word and the class noun."""
+class SubjectPictures:
+    """One of the subjects that are learnt together: pictures, the new word and the class noun."""
 
     images: object
     token: str
@@ -31,50 +31,64 @@ class Subject:
     captions: Sequence[str] | None = None
 
 
-def recipe(sd: StableDiffusion, subjects: Subject | Sequence[Subject], *, regularisation: Sequence[Examples] = (),
-           regularisation_weight: float = 1.0, augment: bool | None = None, rare: str | None = None,
-           settings: Settings | None = None) -> Recipe:  # fmt: skip
-    """W^K and W^V of every cross-attention learn, and one row for each new word.
+@contextmanager
+def recipe(sd: StableDiffusion, images, *, noun: str, token: str = "<v>", captions: Sequence[str] | None = None,
+           **options) -> Iterator[Recipe]:  # fmt: skip
+    """Train W^K and W^V of every cross-attention, and one row for a new word; options as in `joint_recipe`.
 
-    Source: Kumari et al. 2023, sections 3.1 and 3.2.  The prompt says "<v> cat": the word modifies its class noun.
-    subjects: one, or several to learn together (their pictures are mixed, the steps grow with their number).
-    regularisation: real or generated pictures of the classes, as `toybox_regularisation` gives, one for each subject.
-    augment: pictures without captions also small and zoomed in, with words that say so, see `resized_examples`; None:
-        unless the model is the miniature, in whose 64 pixels a small picture keeps too little of a subject.
-    rare: the word that the tokens start from; default the class noun of each.
-    Differs from the paper: its tokens start from a rare word ("ktn"); a tokenizer of small vocabulary has none.
+    The prompt says "<v> cat": the word modifies its class noun.  Source: Kumari et al. 2023, section 3.1.
     Derived in: notebooks/13_custom_diffusion.ipynb, section "Keys and values".
     """
-    subjects = [subjects] if isinstance(subjects, Subject) else list(subjects)
-    if not subjects or len({subject.token for subject in subjects}) < len(subjects):
-        raise ValueError(f"subjects: expected each with a token of its own, got {[s.token for s in subjects]}")
-    if settings is None:
-        settings = TOYBOX if sd.name == "toybox" else SD15
-        settings = replace(settings, steps=settings.steps * (1 + len(subjects)) // 2)
-    terms = []
-    for subject in subjects:
-        check_noun(sd, subject.noun)
-        name = f"{subject.token} {subject.noun}"
-        captions = concept.captions_with(subject.token, subject.images, subject.captions)
-        if (sd.name != "toybox" if augment is None else augment) and not captions:
-            examples = concept.resized_examples(sd, subject.images, name, seed=settings.seed)
-        else:
-            examples = concept.examples(sd, subject.images, name, templates=OBJECT, captions=captions)
-        terms.append(Term(examples, 1 / len(subjects)))
+    with joint_recipe(sd, [SubjectPictures(images, token, noun, captions)], **options) as recipe:
+        yield recipe
+
+
+@contextmanager
+def joint_recipe(sd: StableDiffusion, subjects: Sequence[SubjectPictures], *, regularisation: Sequence[Examples] = (),
+                 regularisation_weight: float = 1.0, augment: bool | None = None, rare: str | None = None,
+                 settings: Settings | None = None) -> Iterator[Recipe]:  # fmt: skip
+    """Train W^K and W^V of every cross-attention, and one row for each new word, on several subjects together.
+
+    Their pictures are mixed, and by default the steps grow with their number, see `joint_settings`.
+    Source: Kumari et al. 2023, sections 3.1 and 3.2.
+    regularisation: real or generated pictures of the classes, as `toybox_regularisation` gives, one for each subject.
+    augment: pictures without captions also small and zoomed in, with words that say so, see `resized_examples`; None:
+        as suits the base model.  rare: the word that the tokens start from; default the class noun of each.
+    Differs from the paper: its tokens start from a rare word ("ktn"); a tokenizer of small vocabulary has none.
+    Derived in: notebooks/14_multiple_concepts.ipynb, section "All data together".
+    """
+    tokens = [subject.token for subject in subjects]
+    if not subjects or len(set(tokens)) < len(subjects):
+        raise ValueError(f"subjects: expected each with a token of its own, got {tokens}")
+    settings = settings or joint_settings(sd, len(subjects))
+    augment = sd.defaults.augment if augment is None else augment
+    terms = [Term(_examples(sd, subject, augment, settings.seed), 1 / len(subjects)) for subject in subjects]
     terms += [Term(examples, regularisation_weight / len(regularisation)) for examples in regularisation]
-    words = {subject.token: rare or subject.noun for subject in subjects}
-    made = begin(sd, "custom_diffusion", terms, settings, tokens=list(words), nouns=[s.noun for s in subjects],
-                 token=subjects[0].token, noun=subjects[0].noun)  # fmt: skip
-    try:
-        add_tokens(made, sd, words)
-        layers = key_value_layers(sd.unet)
-        made.params |= learn(made.undo, {f"unet.{name}.weight": layer.weight for name, layer in layers.items()})
+    recipe = new_recipe(sd, "custom_diffusion", terms, settings, tokens=tokens, nouns=[s.noun for s in subjects],
+                        token=tokens[0], noun=subjects[0].noun)  # fmt: skip
+    layers = key_value_layers(sd.unet)
+    with ExitStack() as undo:
+        undo.enter_context(new_tokens(sd, recipe, {s.token: rare or s.noun for s in subjects}))
+        weights = {f"unet.{name}.weight": layer.weight for name, layer in layers.items()}
+        recipe.params |= undo.enter_context(unfreeze(weights))
         for layer in layers.values():
-            made.undo.callback(layer.register_forward_hook(_detach_start).remove)
-    except BaseException:
-        made.close()
-        raise
-    return made
+            undo.callback(layer.register_forward_hook(_detach_start).remove)
+        yield recipe
+
+
+def joint_settings(sd: StableDiffusion, subjects: int) -> Settings:
+    """The settings for a number of subjects: half as many steps again for each one more (250 and 500 in the paper)."""
+    settings = SETTINGS[sd.defaults.settings]
+    return replace(settings, steps=settings.steps * (1 + subjects) // 2)
+
+
+def _examples(sd: StableDiffusion, subject: SubjectPictures, augment: bool, seed: int) -> Examples:
+    check_noun(sd.tokenizer, subject.noun)
+    name = f"{subject.token} {subject.noun}"
+    captions = captions_with(subject.token, subject.images, subject.captions)
+    if augment and not captions:
+        return resized_examples(sd, subject.images, name, seed=seed)
+    return subject_examples(sd, subject.images, name, captions=captions)
 
 
 def key_value_layers(unet: nn.Module) -> dict[str, nn.Linear]:
@@ -104,7 +118,10 @@ def similarity(sd: StableDiffusion, captions: Sequence[str], target: str) -> Ten
     sentence, its colours and its scene before its noun, and of the captions nearest to "a photo of a cat" few name one.
     Derived in: notebooks/13_custom_diffusion.ipynb, section "Pictures that hold the class".
     """
-    words = lambda prompt: [word for word, _ in text.words(sd.tokenizer, prompt)]  # noqa: E731
+
+    def words(prompt: str) -> list[str]:
+        return [word for word, _ in text.words(sd.tokenizer, prompt)]
+
     said, noun = [words(caption) for caption in captions], words(target)[-1:]
     if not noun:
         raise ValueError(f"target: expected words, such as 'a photo of a cat', got {target!r}")

@@ -10,7 +10,7 @@ import psutil
 import torch
 
 from course_lib.latent.stable_diffusion import StableDiffusion
-from course_lib.personalization.finetune import Recipe, Settings
+from course_lib.personalization.recipe import Recipe, Settings
 
 GIB = 2**30
 RUNTIME = GIB // 2  # what a process holds before anything is computed

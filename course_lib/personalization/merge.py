@@ -10,7 +10,7 @@ from torch import Tensor
 
 from course_lib.latent import text
 from course_lib.latent.stable_diffusion import StableDiffusion
-from course_lib.personalization.saving import Concept, applied, only_tokens, uncompressed
+from course_lib.personalization.concept import Concept, applied, only_tokens, uncompressed
 
 PROMPTS = ("{}", "photo of a {}")  # around the words whose features each concept keeps
 
@@ -20,7 +20,7 @@ def merge_concepts(sd: StableDiffusion, concepts: Sequence[Concept], captions: S
                    ridge: float = 1e-6) -> Concept:  # fmt: skip
     """One concept with the words of all, from several that Custom Diffusion learnt one by one.
 
-    captions: 200 to 1000 ordinary sentences, for which the model shall stay as it is.
+    captions: 200 to 1000 ordinary sentences, for which the merged model should act like the base.
     Source: Kumari et al. 2023, section 3.2; see `merge_weights`.
     Differs from the authors' code: the words before a new token are no constraint, since both concepts say them.
     Raises ValueError unless there are two or more concepts of Custom Diffusion, of this model, with different tokens.

@@ -5,12 +5,13 @@ Derived in: notebooks/13_custom_diffusion.ipynb, section "Pictures that hold the
 
 from pathlib import Path
 
-import torch
+import numpy as np
 
+from course_lib.environment import from_uint8
 from course_lib.latent.stable_diffusion import StableDiffusion
-from course_lib.personalization import concept
-from course_lib.personalization.concept import Examples
 from course_lib.personalization.custom_diffusion import retrieve
+from course_lib.personalization.examples import Examples, encode, subject_examples
+from course_lib.personalization.pictures import SUFFIXES, captions_beside, open_images
 from course_lib.toybox.sets import pair_spec
 from course_lib.toybox.world import render
 
@@ -27,22 +28,22 @@ def toybox_regularisation(sd: StableDiffusion, noun: str, count: int = 100, *, t
         raise ValueError(f"regularisation: expected a whole number of at least 1, got {count!r}")
     pairs = [pair_spec(k) for k in range(max(SEARCHED, 20 * count))]
     found = retrieve(sd, [caption for _, caption in pairs], f"a photo of a {noun}", count, threshold)
-    size = concept.picture_size(sd)
-    images = torch.stack([torch.from_numpy(render(pairs[k][0], size)) for k in found])  # (V, H, W, 3)
-    return concept.encode(sd, images.permute(0, 3, 1, 2).float() / 127.5 - 1, [(pairs[k][1],) for k in found])
+    size = sd.resolution
+    images = from_uint8(np.stack([render(pairs[k][0], size) for k in found]))  # (V, 3, H, W)
+    return encode(sd, images, [(pairs[k][1],) for k in found])
 
 
 def folder_regularisation(sd: StableDiffusion, folder: str | Path, noun: str, count: int = 200, *,
                           threshold: float = 0.85) -> Examples:  # fmt: skip
     """At most `count` of the pictures in a folder, those whose captions (<picture>.txt) are nearest to the class.
 
-    Raises ValueError if a caption is missing, a picture can not be read, or no caption is near enough.
+    Raises ValueError if a caption is missing, a picture cannot be read, or no caption is near enough.
     """
-    concept.open_images(folder)  # names what can not be read
-    captions = concept.captions_beside(folder)
+    open_images(folder)  # names what cannot be read
+    captions = captions_beside(folder)
     if captions is None:
         raise ValueError(f"regularisation: expected a caption beside each picture, such as 1.txt beside 1.png, but "
                          f"{folder} has none")  # fmt: skip
-    files = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in concept.SUFFIXES)
+    files = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in SUFFIXES)
     found = retrieve(sd, captions, f"a photo of a {noun}", count, threshold)
-    return concept.examples(sd, [files[k] for k in found], noun, captions=[captions[k] for k in found])
+    return subject_examples(sd, [files[k] for k in found], noun, captions=[captions[k] for k in found])

@@ -3,56 +3,56 @@
 Derived in: notebooks/11_textual_inversion.ipynb.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from course_lib.latent.stable_diffusion import StableDiffusion
-from course_lib.latent.text import NewTokens, token_trouble
-from course_lib.personalization import concept
-from course_lib.personalization.concept import OBJECT
-from course_lib.personalization.dreambooth import check_noun
-from course_lib.personalization.finetune import Recipe, Settings, Term, begin
+from course_lib.latent.text import NewTokens, check_noun, token_trouble
+from course_lib.personalization.examples import OBJECT, subject_examples
+from course_lib.personalization.pictures import captions_with
+from course_lib.personalization.recipe import Recipe, Settings, Term, new_recipe
 
-TOYBOX = Settings(steps=200, lr=2e-2)
-SD15 = Settings(steps=3000, lr=2e-3, batch_size=4)  # diffusers' example: 5e-4 times its batch of 4
+SETTINGS = {
+    "toybox": Settings(steps=200, lr=2e-2),
+    "sd15": Settings(steps=3000, lr=2e-3, batch_size=4),  # diffusers' example: 5e-4 times its batch of 4
+}
 
 
-def recipe(sd: StableDiffusion, images, *, token: str = "<v>", noun: str = "object", vectors: int = 1,
+@contextmanager
+def recipe(sd: StableDiffusion, images, *, noun: str = "object", token: str = "<v>", vectors: int = 1,
            templates: Sequence[str] = OBJECT, captions: Sequence[str] | None = None, flip: bool = False,
-           settings: Settings | None = None) -> Recipe:  # fmt: skip
-    """One new row v* of the embedding table is all that learns.
+           settings: Settings | None = None) -> Iterator[Recipe]:  # fmt: skip
+    """Train one new row v* of the embedding table, and nothing else.
 
     v* = argmin_v E || eps - eps_theta(z_t, t, c(prompt with v)) ||^2.  Source: Gal et al. 2023, Eq. 2.
-    images: see `concept.open_images`.  token: the new word, in lower case and brackets.  noun: the word or words whose
-    meaning it starts from (the mean of their sub-words).  vectors: rows for one word; "<v>" in a prompt then stands
-    for all of them.  templates: OBJECT or STYLE, or your own; captions: a sentence for each picture instead.
+    images: see `pictures.open_images`.  token: the new word, in lower case and brackets.  noun: the word or words
+    whose embedding it starts from (the mean of their sub-words).  vectors: rows for one word; "<v>" in a prompt then
+    stands for all of them.  templates: OBJECT or STYLE, or your own; captions: a sentence for each picture instead.
     Raises ValueError for a token that exists or is not of that form, an unknown noun, or unreadable pictures.
     Derived in: notebooks/11_textual_inversion.ipynb, section "One row".
     """
     if not isinstance(vectors, int) or vectors < 1:
         raise ValueError(f"vectors: expected a whole number of at least 1, got {vectors!r}")
-    check_noun(sd, noun)
-    captions = concept.captions_with(token, images, captions)
-    examples = concept.examples(sd, images, token, templates=templates, captions=captions, flip=flip)
-    made = begin(sd, "textual_inversion", [Term(examples)], settings or default(sd), token=token, noun=noun)
-    return add_tokens(made, sd, {token: noun}, vectors)
+    check_noun(sd.tokenizer, noun)
+    captions = captions_with(token, images, captions)
+    examples = subject_examples(sd, images, token, templates=templates, captions=captions, flip=flip)
+    recipe = new_recipe(sd, "textual_inversion", [Term(examples)], settings or SETTINGS[sd.defaults.settings],
+                        token=token, noun=noun)  # fmt: skip
+    with new_tokens(sd, recipe, {token: noun}, vectors):
+        yield recipe
 
 
-def default(sd: StableDiffusion) -> Settings:
-    """The settings that suit a model: short and steep for the miniature, the published ones otherwise."""
-    return TOYBOX if sd.name == "toybox" else SD15
-
-
-def add_tokens(made: Recipe, sd: StableDiffusion, words: dict[str, str], vectors: int = 1) -> Recipe:
-    """Let rows for new words learn; {"<v>": "cat"} says what each starts from."""
-    names = {name: noun for token, noun in words.items() for name in rows_of(token, vectors)}
-    for token in names:
+@contextmanager
+def new_tokens(sd: StableDiffusion, recipe: Recipe, words: dict[str, str], vectors: int = 1) -> Iterator[None]:
+    """Add trainable rows for new words to a recipe; {"<v>": "cat"} says what each starts from."""
+    rows = {name: noun for token, noun in words.items() for name in rows_of(token, vectors)}
+    for token in rows:
         if trouble := token_trouble(sd.tokenizer, token):
             raise ValueError(f"token: {trouble}")
-    made.tokens = NewTokens.attach(sd.text_encoder, sd.tokenizer, names)
-    made.undo.callback(made.tokens.detach)
-    made.params["tokens"] = made.tokens.rows
-    made.about["rows"] = list(names)
-    return made
+    with NewTokens.attach(sd, rows) as recipe.tokens:
+        recipe.params["tokens"] = recipe.tokens.rows
+        recipe.about["rows"] = list(rows)
+        yield
 
 
 def rows_of(token: str, vectors: int) -> list[str]:

@@ -11,8 +11,10 @@ from safetensors.torch import load_file
 from tiny import build
 
 from course_lib.diffusion import samplers
-from course_lib.personalization import concept
-from course_lib.personalization.concept import OBJECT, Examples, open_image, open_images
+from course_lib.latent.fingerprint import fingerprint
+from course_lib.personalization import examples, pictures
+from course_lib.personalization.examples import OBJECT, Examples, subject_examples
+from course_lib.personalization.pictures import open_image, open_images
 
 RED, BLUE, WHITE = (200, 30, 30), (20, 60, 220), (255, 255, 255)
 close = torch.testing.assert_close
@@ -33,7 +35,8 @@ def pooling(side=64, factor=8):
 
     vae = SimpleNamespace(encode=encode, config=SimpleNamespace(scaling_factor=2.0))
     unet = SimpleNamespace(config=SimpleNamespace(sample_size=side // factor))
-    return SimpleNamespace(vae=vae, unet=unet, factor=factor, device=torch.device("cpu"), dtype=torch.float32)
+    device = torch.device("cpu")
+    return SimpleNamespace(vae=vae, unet=unet, factor=factor, resolution=side, device=device, dtype=torch.float32)
 
 
 def halves(left=RED, right=BLUE, mode="RGB", size=(16, 8)):
@@ -144,7 +147,7 @@ def test_no_pictures_at_all_are_told(tmp_path):
         open_images(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"^images: expected at least one picture, got none$"):
         open_images([])
-    with pytest.raises(ValueError, match=r"^images: .* but .*none\.png can not be read"):
+    with pytest.raises(ValueError, match=r"^images: .* but .*none\.png cannot be read"):
         open_images([tmp_path / "none.png"])
 
 
@@ -159,7 +162,7 @@ def test_one_damaged_picture_among_five_is_named(tmp_path, suffix, damage):
     broken = {"cut": whole[:half], "empty": b"", "text": b"no picture", "overwritten": b"\0" * half + whole[half:]}
     (tmp_path / f"3.{suffix}").write_bytes(broken[damage])
     sources = sorted(tmp_path.iterdir())
-    with pytest.raises(ValueError, match=rf"^images: .* but .*3\.{suffix} can not be read .* remove or replace it$"):
+    with pytest.raises(ValueError, match=rf"^images: .* but .*3\.{suffix} cannot be read .* remove or replace it$"):
         open_images(sources)
 
 
@@ -170,39 +173,39 @@ def test_a_wrong_byte_is_told_in_our_words(tmp_path, name, place):
     content = bytearray((tmp_path / name).read_bytes())
     content[place] = 0
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=rf"^images: .* but .*{name} can not be read \("):
+    with pytest.raises(ValueError, match=rf"^images: .* but .*{name} cannot be read \("):
         open_image(tmp_path / name)
 
 
 def test_captions_lie_beside_pictures(tmp_path, monkeypatch):
     five(tmp_path)
     halves().save(tmp_path / ".hidden.png")
-    assert concept.captions_beside(tmp_path) is None
+    assert pictures.captions_beside(tmp_path) is None
     for k in range(5):
         (tmp_path / f"{k}.txt").write_text(f"\ufeff{{}} no. {k}\n", encoding="utf-8")
-    assert concept.captions_beside(tmp_path) == [f"{{}} no. {k}" for k in range(5)]
+    assert pictures.captions_beside(tmp_path) == [f"{{}} no. {k}" for k in range(5)]
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     for folder in (tmp_path, "~"):
-        assert concept.examples(pooling(), folder, "<v> cat").prompts == [(f"<v> cat no. {k}",) for k in range(5)]
+        assert subject_examples(pooling(), folder, "<v> cat").prompts == [(f"<v> cat no. {k}",) for k in range(5)]
     (tmp_path / "3.txt").unlink()
     with pytest.raises(ValueError, match=r"^captions: expected a text file for each picture, missing 3\.txt$"):
-        concept.examples(pooling(), tmp_path, "<v> cat")
+        subject_examples(pooling(), tmp_path, "<v> cat")
 
 
 def test_captions_hold_the_token_where_it_is_all_that_learns(tmp_path):
     five(tmp_path)
-    assert concept.captions_with("<v>", tmp_path) is None and concept.captions_with("<v>", [halves()]) is None
+    assert pictures.captions_with("<v>", tmp_path) is None and pictures.captions_with("<v>", [halves()]) is None
     for k in range(5):
         (tmp_path / f"{k}.txt").write_text(["a {} here", "a <V> there"][k % 2])
-    assert concept.captions_with("<v>", str(tmp_path)) == concept.captions_beside(tmp_path)
-    assert concept.captions_with("<v>", tmp_path, ["my {}"]) == ["my {}"]  # those given count, not those beside
+    assert pictures.captions_with("<v>", str(tmp_path)) == pictures.captions_beside(tmp_path)
+    assert pictures.captions_with("<v>", tmp_path, ["my {}"]) == ["my {}"]  # those given count, not those beside
     message = r"^captions: expected <v> or \{\} in each, as nothing else stands for the subject, "
     with pytest.raises(ValueError, match=rf"{message}got 'a cat'$"):
-        concept.captions_with("<v>", tmp_path, ["{}", "a cat"])
+        pictures.captions_with("<v>", tmp_path, ["{}", "a cat"])
     (tmp_path / "3.txt").write_text("a cat")
     with pytest.raises(ValueError, match=rf"{message}but of those beside the pictures in .* 1 lack it: 'a cat'$"):
-        concept.captions_with("<v>", tmp_path)
+        pictures.captions_with("<v>", tmp_path)
 
 
 # ---- batches ----
@@ -263,8 +266,8 @@ def test_latents_are_the_means_that_the_model_encodes(sd, tmp_path):
     """Eleven pictures: more than go through the autoencoder at a time."""
     rng = np.random.default_rng(0)
     images = [Image.fromarray(rng.integers(0, 256, (70, 90, 3), dtype=np.uint8)) for _ in range(11)]
-    made = concept.examples(sd, images, "<v> cat")
-    x = torch.stack([concept.to_tensor(image, 64) for image in images])
+    made = subject_examples(sd, images, "<v> cat")
+    x = torch.stack([pictures.to_tensor(image, 64) for image in images])
     assert x.shape == (11, 3, 64, 64) and -1 <= x.min() < -0.5 and 0.5 < x.max() <= 1
     close(made.mean, sd.encode_image(x))
     close(made.std, sd.vae.config.scaling_factor * sd.vae.encode(x).latent_dist.std)
@@ -275,30 +278,30 @@ def test_latents_are_the_means_that_the_model_encodes(sd, tmp_path):
 def test_the_middle_square_is_taken():
     wide = Image.new("RGB", (60, 20), RED)
     wide.paste(BLUE, (12, 0, 48, 20))
-    x = concept.to_tensor(wide, 8)
+    x = pictures.to_tensor(wide, 8)
     close(x, (torch.tensor(BLUE) / 127.5 - 1).reshape(3, 1, 1).expand(3, 8, 8))
 
 
 def test_mirrored_pictures_keep_their_captions():
     images, captions = [halves(), halves(BLUE, WHITE)], ["my {} here", "{} there"]
-    plain = concept.examples(pooling(), images, "<v> cat", captions=captions)
-    both = concept.examples(pooling(), images, "<v> cat", captions=captions, flip=True)
+    plain = subject_examples(pooling(), images, "<v> cat", captions=captions)
+    both = subject_examples(pooling(), images, "<v> cat", captions=captions, flip=True)
     close(both.mean, torch.cat([plain.mean, plain.mean.flip(-1)]))
     assert both.prompts == plain.prompts * 2 == [("my <v> cat here",), ("<v> cat there",)] * 2
     assert not torch.equal(plain.mean, plain.mean.flip(-1))
     with pytest.raises(ValueError, match=r"^captions: expected one for each of the 2 pictures, got 1$"):
-        concept.examples(pooling(), images, "<v> cat", captions=["a {}"])
+        subject_examples(pooling(), images, "<v> cat", captions=["a {}"])
 
 
 def test_templates_and_size_are_ones_own():
-    made = concept.examples(pooling(), [halves()], "<v>", templates=["{} by {}", "so"], size=32)
+    made = subject_examples(pooling(), [halves()], "<v>", templates=["{} by {}", "so"], size=32)
     assert made.prompts == [("<v> by <v>", "so")] and made.mean.shape == (1, 3, 4, 4)
 
 
 def test_a_latent_counts_if_all_its_pixels_do():
     mask = torch.ones(1, 1, 32, 32)
     mask[..., 9, 17] = 0
-    made = concept.encode(pooling(32), torch.zeros(1, 3, 32, 32), [("a",)], mask)
+    made = examples.encode(pooling(32), torch.zeros(1, 3, 32, 32), [("a",)], mask)
     expected = torch.ones(1, 1, 4, 4)
     expected[..., 1, 2] = 0
     close(made.mask, expected, **exact)
@@ -312,7 +315,7 @@ def ramp():
 @pytest.mark.parametrize("size", [8, 16, 24, 64, 128])
 def test_masks_are_never_empty_and_show_where_the_picture_is(size):
     for seed in range(10 if size < 64 else 3):
-        made = concept.resized_examples(pooling(size), [ramp()], "<v> cat", seed=seed)
+        made = examples.resized_examples(pooling(size), [ramp()], "<v> cat", seed=seed)
         assert len(made.mean) == 64 and made.mean.shape[2:] == made.mask.shape[2:] == (size // 8, size // 8)
         assert made.mask.flatten(1).any(dim=1).all()
         close((made.mean != 0).float(), made.mask.expand_as(made.mean), **exact)
@@ -320,7 +323,7 @@ def test_masks_are_never_empty_and_show_where_the_picture_is(size):
 
 @pytest.mark.parametrize("size", [64, 192])
 def test_words_say_how_large_the_picture_is(size):
-    made = concept.resized_examples(pooling(size), [ramp()], "<v> cat", variants=120)
+    made = examples.resized_examples(pooling(size), [ramp()], "<v> cat", variants=120)
     side, half = made.mask.flatten(1).sum(dim=1).sqrt() * 8 / size, 4 / size  # sides are rounded to latents
     span = made.mean[:, 0].amax((1, 2)) - made.mean[:, 0].where(made.mask[:, 0] > 0, torch.inf).amin((1, 2))
     ranges = {"very small": (0.4, 0.6), "far away": (0.6, 0.9), "zoomed in": (1, 1), "": (0.9, 1)}
@@ -339,12 +342,12 @@ def test_words_say_how_large_the_picture_is(size):
 def test_resized_pictures_are_drawn_by_seed_and_every_picture_comes_first_as_it_is(sd):
     images = [halves(), halves(BLUE, WHITE), halves(WHITE, RED)]
     options = dict(variants=7, size=32)
-    first, again, other = (concept.resized_examples(sd, images, "<v>", seed=seed, **options) for seed in (1, 1, 2))
+    first, again, other = (examples.resized_examples(sd, images, "<v>", seed=seed, **options) for seed in (1, 1, 2))
     close(first.mean, again.mean, **exact)
     close(first.mask, again.mask, **exact)
     assert first.prompts == again.prompts and not torch.equal(first.mean, other.mean) and len(first.mean) == 7
-    close(first.mean[:3], concept.examples(sd, images, "<v>", size=32).mean)
-    assert len(concept.resized_examples(pooling(), images, "<v>", variants=1).mean) == 3
+    close(first.mean[:3], subject_examples(sd, images, "<v>", size=32).mean)
+    assert len(examples.resized_examples(pooling(), images, "<v>", variants=1).mean) == 3
 
 
 # ---- the model's own pictures ----
@@ -355,7 +358,7 @@ def test_generated_pictures_are_drawn_once(sd, tmp_path):
     hook = sd.unet.register_forward_pre_hook(lambda *_: calls.append(1))
 
     def make(count, prompt="a cat", **options):
-        return concept.generated_examples(sd, prompt, count, steps=2, **options)
+        return examples.generated_examples(sd, prompt, count, steps=2, **options)
 
     try:
         three = make(3)
@@ -379,7 +382,7 @@ def test_generated_pictures_are_drawn_once(sd, tmp_path):
 
 
 def test_a_generated_picture_is_the_one_that_the_sampler_draws(sd):
-    made = concept.generated_examples(sd, "a cat", 2, w=3.0, steps=4, seed=5)
+    made = examples.generated_examples(sd, "a cat", 2, w=3.0, steps=4, seed=5)
     x_T = sd.noise(1, seed=5 * 1_000_003 + 1)
     with torch.no_grad():
         last = samplers.last(samplers.ddim(sd.guided("a cat", 3.0), x_T, sd.schedule, 4, clip=False))
@@ -387,13 +390,13 @@ def test_a_generated_picture_is_the_one_that_the_sampler_draws(sd):
 
 
 def test_another_models_pictures_are_not_taken(sd):
-    ours, theirs = concept.generated_examples(sd, "a cat", 1, steps=1), build(1)
-    assert not torch.allclose(ours.mean, concept.generated_examples(theirs, "a cat", 1, steps=1).mean, atol=1e-2)
+    ours, theirs = examples.generated_examples(sd, "a cat", 1, steps=1), build(1)
+    assert not torch.allclose(ours.mean, examples.generated_examples(theirs, "a cat", 1, steps=1).mean, atol=1e-2)
 
 
 def test_a_fingerprint_tells_models_apart(sd):
-    ours = concept.fingerprint(sd)
+    ours = fingerprint(sd)
     assert len(ours) == sum(1 for part in (sd.unet, sd.text_encoder) for _ in part.parameters())
     assert ours.dtype == torch.float32
-    close(concept.fingerprint(build()), ours, **exact)
-    assert (concept.fingerprint(build(1)) != ours).float().mean() > 0.3
+    close(fingerprint(build()), ours, **exact)
+    assert (fingerprint(build(1)) != ours).float().mean() > 0.3

@@ -1,153 +1,32 @@
-"""A concept in the files of other tools: diffusers, the authors' Custom Diffusion, peft, and the common web interfaces.
+"""Files of other tools read as a concept: diffusers, the authors' Custom Diffusion, peft, the common web interfaces.
 
-Derived in: notebooks/14_multiple_concepts.ipynb.
+Derived in: notebooks/14_multiple_concepts.ipynb, section "Which file opens where".
 
-    method             file                                          opened in diffusers by
-    textual_inversion  learned_embeds.safetensors                    pipe.load_textual_inversion(file)
-    custom_diffusion   pytorch_custom_diffusion_weights.safetensors  pipe.unet.load_attn_procs(folder, weight_name=...,
-                                                                     _pipeline=pipe), without which nothing is loaded
-                       <new1>.safetensors beside it                  pipe.load_textual_inversion(file)
-    lora               pytorch_lora_weights.safetensors              pipe.load_lora_weights(folder)
-    dreambooth, all    a pipeline folder                             StableDiffusionPipeline.from_pretrained(folder)
-
-Read are these, whoever wrote them, and: the authors' delta.bin, compressed or not, embeddings of web interfaces (.pt,
-.safetensors), and LoRA files of kohya's scripts. A pickle is opened only if it holds tensors and nothing that runs.
+Read are the files that `export` writes, whoever wrote them, and: the authors' delta.bin, compressed or not, embeddings
+of web interfaces (.pt, .safetensors), and LoRA files of kohya's scripts. A pickle is opened only if it holds tensors
+and nothing that runs.
 """
 
-import contextlib
-import copy
 import json
-import os
 import pickle
 import re
 import warnings
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 from torch import Tensor, nn
 
+from course_lib.latent.fingerprint import fingerprint
 from course_lib.latent.stable_diffusion import StableDiffusion, load
-from course_lib.personalization.concept import fingerprint
+from course_lib.personalization import lora
+from course_lib.personalization.concept import FORMAT, Concept
 from course_lib.personalization.custom_diffusion import key_value_layers
-from course_lib.personalization.dreambooth import LORA_LAYERS
-from course_lib.personalization.saving import FORMAT, Concept, applied, check_base, uncompressed
+from course_lib.personalization.interchange.formats import CUSTOM, DELTA, LORA, WORDS, folded, parameters, together
 from course_lib.personalization.textual_inversion import rows_of
 
-WORDS, CUSTOM = "learned_embeds.safetensors", "pytorch_custom_diffusion_weights.safetensors"
-LORA, DELTA = "pytorch_lora_weights.safetensors", "delta.bin"
 LORA_KEY = re.compile(r"(.+?)[._]lora(?:_linear_layer)?[._](down|up|A|B)(?:\.default)?\.weight")
 SPELLINGS = {"lora_unet_": "unet_", "lora_te_": "text_encoder_", "_processor_": "_", "_text_model_": "_"}
-TEXT_LORA_LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj")
-
-
-# ---- writing ----
-
-
-@torch.no_grad()
-def export(concept: Concept, folder: str | Path, sd: StableDiffusion, *, pipeline: bool = False,
-           dtype: torch.dtype = torch.float32) -> Path:  # fmt: skip
-    """Write a concept as the files that other tools expect of its method; returns the folder.
-
-    folder: made if it is not there.  sd: the base model.  dtype: of the numbers in the file.
-    pipeline: write the whole model instead, with the weights folded in and the words in its tokenizer. That is large,
-    needs neither processors nor peft, and is what DreamBooth has anyway.
-    Raises ValueError if the concept is of another base model.
-    """
-    check_base(sd, concept)
-    concept = uncompressed(sd, concept)
-    folder = Path(folder).expanduser()
-    tensors = {name: value.to(dtype) for name, value in concept.tensors.items()}
-    if pipeline or concept.method == "dreambooth":
-        return _write_pipeline(concept, folder, sd, dtype)
-    if concept.method not in ("textual_inversion", "custom_diffusion", "lora"):
-        raise ValueError(f"concept: expected a method of this course, got {concept.method!r}; use pipeline=True")
-    words = _together(concept.about.get("rows", ()), tensors.pop("tokens", ()))
-    if concept.method == "textual_inversion" and len(words) == 1:
-        files = {WORDS: words}
-    else:  # a file for each word: diffusers reads one from each
-        files = {_file_name(token): {token: rows.squeeze(0)} for token, rows in words.items()}
-    if concept.method == "custom_diffusion":
-        files[CUSTOM] = _processors(tensors, sd, dtype)
-    if concept.method == "lora":
-        files[LORA] = {_lora_key(name): value for name, value in tensors.items()}
-    for name, content in files.items():
-        _write(folder / name, content)
-    return folder
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise OSError(f"folder: {path} can not be written ({error}); make room, or choose another folder") from error
-
-
-def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    """A file appears whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    with _writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, temporary, {"format": "pt"})
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-def _together(names, rows) -> dict[str, Tensor]:
-    """["<v>", "<v>_1"] and a row for each -> {"<v>": (2, D)}: the rows of each word."""
-    words = {}
-    for name, row in zip(names, rows, strict=True):
-        token = re.sub(r"_\d+$", "", name)
-        words.setdefault(token if token in words else name, []).append(row)
-    return {token: torch.stack(stack) for token, stack in words.items()}
-
-
-def _file_name(token: str) -> str:
-    return re.sub(r'[<>:"/\\|?*]' if os.name == "nt" else "/", "_", token) + ".safetensors"
-
-
-def _processors(tensors: dict[str, Tensor], sd: StableDiffusion, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Keys and values as the weights of diffusers' attention processors.
-
-    Its loader wants an entry for every attention; an empty one stands for "as it was".
-    """
-    files = {name: torch.empty(0, dtype=dtype) for name in sd.unet.attn_processors if ".attn2." not in name}
-    for name, layer in key_value_layers(sd.unet).items():
-        parent, _, child = name.rpartition(".")
-        weight = tensors.get(f"unet.{name}.weight", layer.weight)
-        files[f"{parent}.processor.{child}_custom_diffusion.weight"] = weight.to(dtype)
-    return files
-
-
-def _lora_key(name: str) -> str:
-    """Our name of a thin matrix -> the one in diffusers' files, which keep CLIP's older layout."""
-    if name.startswith("unet."):
-        return f"{name}.weight"
-    name = name.removeprefix("text_encoder.").removeprefix("text_model.")
-    return f"text_encoder.text_model.{name}.weight".replace(".lora.", ".lora_linear_layer.")
-
-
-def _write_pipeline(concept: Concept, folder: Path, sd: StableDiffusion, dtype: torch.dtype) -> Path:
-    weights = {name: value for name, value in concept.tensors.items() if name != "tokens"}
-    if concept.method == "lora":
-        weights = _folded(_pairs(weights), sd)
-    whole = copy.copy(sd)
-    with applied(sd, replace(concept, method="dreambooth", tensors=weights)):
-        whole.text_encoder, whole.tokenizer = copy.deepcopy(sd.text_encoder), copy.deepcopy(sd.tokenizer)
-        if "tokens" in concept.tensors:
-            whole.tokenizer.add_tokens(concept.about["rows"])
-            whole.text_encoder.resize_token_embeddings(len(whole.tokenizer), mean_resizing=False)
-            rows = concept.tensors["tokens"]
-            whole.text_encoder.get_input_embeddings().weight[-len(rows) :] = rows.to(sd.device, sd.dtype)
-        with _writing(folder):
-            whole.save(folder, dtype)
-    return folder
 
 
 # ---- reading ----
@@ -209,7 +88,7 @@ def _read(path: Path) -> tuple[dict, dict]:
         raise ValueError(f"path: expected tensors only, but {path} is damaged or holds code that would run on opening; "
                          "ask its maker for a safetensors file") from error  # fmt: skip
     except Exception as error:  # what torch raises for a file of some other kind is not fixed
-        raise ValueError(f"path: expected a safetensors or torch file, but {path} can not be read ({error})") from error
+        raise ValueError(f"path: expected a safetensors or torch file, but {path} cannot be read ({error})") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise ValueError(f"path: expected named tensors, got {type(content).__name__} in {path}")
     return content, {}
@@ -260,13 +139,8 @@ def _method(weights: dict, sd: StableDiffusion) -> str:
     return "custom_diffusion" if keys_values.issuperset(weights) else "dreambooth"
 
 
-def _parameters(sd: StableDiffusion) -> dict[str, Tensor]:
-    parts = {"unet": sd.unet, "text_encoder": sd.text_encoder}
-    return {f"{part}.{name}": p.detach() for part, network in parts.items() for name, p in network.named_parameters()}
-
-
 def _check(weights: dict[str, Tensor], sd: StableDiffusion, path: Path) -> None:
-    have = _parameters(sd)
+    have = parameters(sd)
     shapes = {name: tuple(getattr(value, "shape", ())) for name, value in weights.items()}
     wrong = [name for name, shape in shapes.items() if name not in have or have[name].shape != shape]
     if wrong:
@@ -279,7 +153,7 @@ def _check(weights: dict[str, Tensor], sd: StableDiffusion, path: Path) -> None:
 
 def _delta(content: dict, sd: StableDiffusion) -> tuple[dict[str, Tensor], bool]:
     """Weights of a delta.bin, and whether it is compressed: an entry {"u", "v"} is a change u v of the model's own."""
-    have = _parameters(sd)
+    have = parameters(sd)
     names = {_flat(name): name for name in have}
     weights = {f"unet.{name}": value for name, value in content["unet"].items()}
     for name, value in content.get("text_encoder", {}).items():
@@ -289,18 +163,18 @@ def _delta(content: dict, sd: StableDiffusion) -> tuple[dict[str, Tensor], bool]
             weights |= {} if _same(value.float(), have[name]) else {name: value}
     thin = {name.removesuffix(".weight"): (value["v"].float(), value["u"].float())
             for name, value in weights.items() if isinstance(value, dict) and value.keys() == {"u", "v"}}  # fmt: skip
-    return weights | _folded(thin, sd), bool(thin)
+    return weights | folded(thin, sd), bool(thin)
 
 
 def _difference(folder: Path, sd: StableDiffusion) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """New words, and the weights in which a model differs from the base by more than the rounding to half precision."""
-    other, base = load(folder, "cpu", torch.float32), _parameters(sd)
-    weights, rows = _parameters(other), {}
+    other, base = load(folder, "cpu", torch.float32), parameters(sd)
+    weights, rows = parameters(other), {}
     table, known = other.text_encoder.get_input_embeddings().weight, len(sd.tokenizer)
     if len(table) > known:
         name = next(name for name, value in weights.items() if value.data_ptr() == table.data_ptr())
         added = other.tokenizer.convert_ids_to_tokens(list(range(known, len(other.tokenizer))))
-        rows = _together(added, table[known : len(other.tokenizer)])
+        rows = together(added, table[known : len(other.tokenizer)])
         weights[name] = weights[name][:known]
     weights = {name: value for name, value in weights.items() if name not in base or not _same(value, base[name])}
     if not weights and not rows:
@@ -327,7 +201,7 @@ def _lora(content: dict, note: dict, sd: StableDiffusion, words: dict | None, pa
     """Thin matrices with their scale multiplied in; for layers that ours leaves alone, the weights they amount to."""
     pairs = _scaled_pairs(content, json.loads(note.get("lora_adapter_metadata") or "{}"), sd, path)
     if not all(_ours(layer, down) for layer, (down, _) in pairs.items()):
-        return _concept(sd, {}, _folded(pairs, sd), words, path, relative=True)
+        return _concept(sd, {}, folded(pairs, sd), words, path, relative=True)
     rank, tensors = max(len(down) for down, _ in pairs.values()), {}
     for layer, (down, up) in pairs.items():  # zeros fill up to one rank
         tensors[f"{layer}.lora.down"] = nn.functional.pad(down, (0, 0, 0, rank - len(down)))
@@ -337,7 +211,7 @@ def _lora(content: dict, note: dict, sd: StableDiffusion, words: dict | None, pa
 
 def _scaled_pairs(content: dict, settings: dict, sd: StableDiffusion, path: Path) -> dict:
     """{"unet.<layer>": (A, scale B)}.  Raises ValueError for a tensor that fits no layer."""
-    have = _parameters(sd)
+    have = parameters(sd)
     layers = {_flat(name.removesuffix(".weight")): name.removesuffix(".weight") for name in have}
     halves, alphas, unknown = {}, {}, []
     for key, value in content.items():
@@ -380,20 +254,4 @@ def _flat(name: str) -> str:
 
 def _ours(layer: str, down: Tensor) -> bool:
     """Whether the LoRA of this course has this layer too."""
-    return down.ndim == 2 and layer.endswith(LORA_LAYERS if layer.startswith("unet.") else TEXT_LORA_LAYERS)
-
-
-def _pairs(tensors: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Our LoRA tensors as {"unet.<layer>": (A, B)}."""
-    layers = [name.removesuffix(".lora.down") for name in tensors if name.endswith(".lora.down")]
-    return {layer: (tensors[f"{layer}.lora.down"], tensors[f"{layer}.lora.up"]) for layer in layers}
-
-
-def _folded(pairs: dict[str, tuple[Tensor, Tensor]], sd: StableDiffusion) -> dict[str, Tensor]:
-    """W + B A for each layer, in float32; where it does not fit, B A alone, for `_check` to name."""
-    have, weights = _parameters(sd), {}
-    for layer, (down, up) in pairs.items():
-        change, base = up.flatten(1) @ down.flatten(1), have.get(f"{layer}.weight")
-        fits = base is not None and change.shape == base.flatten(1).shape
-        weights[f"{layer}.weight"] = base.cpu().float() + change.view_as(base) if fits else change
-    return weights
+    return down.ndim == 2 and layer.endswith(lora.LAYERS[layer.partition(".")[0]])

@@ -20,37 +20,34 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from course_lib.cli.pictures import draw, fill_placeholder, human_size, write_grid
 from course_lib.environment import quick_dtype
 from course_lib.latent.stable_diffusion import load
-from course_lib.latent.text import token_trouble, words
-from course_lib.personalization import custom_diffusion, dreambooth, textual_inversion
-from course_lib.personalization import regularisation as found
-from course_lib.personalization.concept import open_images
+from course_lib.latent.text import check_noun, token_trouble, words
+from course_lib.personalization import custom_diffusion, dreambooth, regularisation
+from course_lib.personalization.concept import save_concept
 from course_lib.personalization.finetune import finetune
 from course_lib.personalization.memory import device_memory, memory_plan
-from course_lib.personalization.saving import save_concept
+from course_lib.personalization.methods import METHODS
+from course_lib.personalization.pictures import open_images
+from course_lib.personalization.state import read_state
 
-# module, settings for the miniature and for others, and the options that only some methods have
-METHODS = {
-    "textual-inversion": ("textual_inversion", "TOYBOX", "SD15", {"vectors"}),
-    "dreambooth": ("dreambooth", "TOYBOX", "SD15", {"prior", "prior_weight"}),
-    "lora": ("dreambooth", "TOYBOX_LORA", "SD15_LORA", {"rank", "prior", "prior_weight"}),
-    "custom-diffusion": ("custom_diffusion", "TOYBOX", "SD15", {"regularisation", "similarity"}),
-}
-TOYBOX_W, SD15_W = 5.0, 7.5  # guidance: of the miniature, what most nouns can be told at, with the least colour lost
 SCENES = ("in the snow", "on the beach", "in the forest", "at night")
-ONLY_SOME = set.union(*(own for *_, own in METHODS.values()))
+ONLY_SOME = frozenset.union(*(method.options for method in METHODS.values()))
 
 
-def train(args, write_grid):
+def train(args):
     """Check what was asked for, train, save; an interrupted training goes on from FILE.state.pt."""
     begun, state = time.perf_counter(), args.out.with_name(args.out.name + ".state.pt")
     check_train(args)
     pictures = sum(len(open_images(folder)) for folder in args.images)
-    step, before = start_state(args, state)
+    saved = start_state(args, state)
+    step, before = saved.get("step", 0), saved.get("settings", {})
     make_room(args.out)
     sd = load(args.base, args.device, low_memory=args.low_memory or None)
-    if sd.name == "toybox":  # where that pays, in half precision: benchmarks/personalization.py
+    if saved:  # a resumed training keeps its precision
+        sd.to(dtype=getattr(torch, saved["dtype"]))
+    elif sd.defaults.half_training:
         sd.to(dtype=quick_dtype(sd.device))
     check_words(args, sd)
     print(f"{pictures} pictures; the model is {sd.name} on {sd.device}")
@@ -59,7 +56,7 @@ def train(args, write_grid):
         print(f"{args.method}: {learn:,} numbers learn, in {recipe.settings.steps} steps")
         settings, plan = memory_plan(sd, recipe, device_memory(sd.device), args.low_memory)
         print(plan)
-        # what saves memory leaves the result as it is, so a training goes on as it began
+        # Memory options do not change results; a resumed run keeps its own.
         kept = {name: before[name] for name in ("gradient_checkpointing", "accumulate", "optimizer") if name in before}
         recipe.settings = replace(settings, **kept)
         if step and step >= settings.steps and args.out.exists():
@@ -67,7 +64,7 @@ def train(args, write_grid):
                              "go on, or add --fresh to begin anew")  # fmt: skip
         if step:
             print(f"goes on from step {step}, saved in {state}")
-        stopped = loop(args, sd, recipe, state, step, write_grid)
+        stopped = loop(args, sd, recipe, state, step)
         if stopped:
             held = f"{state} holds step {stopped}" if state.is_file() else "no state could be saved"
             print(f"\nStopped after step {stopped}; {held}: the same command goes on from there.", file=sys.stderr)
@@ -84,17 +81,16 @@ def train(args, write_grid):
 
 def check_train(args):
     """One token and one noun for each folder, and no option of another method; raises ValueError."""
-    own, several = METHODS[args.method][-1], args.method == "custom-diffusion" and len(args.images) > 1
-    for name in sorted(ONLY_SOME - own):
+    method, several = method_of(args), args.method == "custom-diffusion" and len(args.images) > 1
+    for name in sorted(ONLY_SOME - method.options):
         if getattr(args, name) is not None:
-            fits = " and ".join(method for method in METHODS if name in METHODS[method][-1])
+            fits = " and ".join(key.replace("_", "-") for key, one in METHODS.items() if name in one.options)
             raise ValueError(f"{name}: expected with {fits} only, got it with {args.method}; leave it out")
     if len(args.images) > 1 and not several:
         raise ValueError(f"images: expected one folder with {args.method}, got {len(args.images)}; several are learnt "
                          "together with custom-diffusion")  # fmt: skip
     if args.token is None:
-        one = "sks" if args.method in ("dreambooth", "lora") else "<v>"
-        args.token = [f"<v{k}>" for k in range(1, len(args.images) + 1)] if several else [one]
+        args.token = [f"<v{k}>" for k in range(1, len(args.images) + 1)] if several else [method.token]
     for name in ("token", "class_noun"):
         if len(getattr(args, name)) != len(args.images):
             raise ValueError(f"{name}: expected one for each of {len(args.images)} folders, got {getattr(args, name)}")
@@ -113,7 +109,7 @@ def make_room(out):
     except OSError:
         writable = False
     if not writable:
-        raise ValueError(f"out: expected a file in a folder that can be written, but {out.parent} can not; choose "
+        raise ValueError(f"out: expected a file in a folder that can be written, but {out.parent} cannot; choose "
                          "another")  # fmt: skip
 
 
@@ -130,7 +126,7 @@ def check_words(args, sd):
         if not found:
             raise ValueError(f"class_noun: expected a word that the model knows, such as 'cat', got {noun!r}")
         cut = [word for word, positions in found if len(positions) > 1]
-        if cut and sd.name == "toybox":  # its vocabulary has every word that it ever saw
+        if cut and sd.defaults.toybox_world:  # its tokenizer has every word of its training captions
             raise ValueError(f"class_noun: expected a word that the model knows, such as 'cat', but {cut[0]!r} is none "
                              "to its tokenizer; take the nearest that is")  # fmt: skip
         if cut:
@@ -139,74 +135,77 @@ def check_words(args, sd):
 
 
 def start_state(args, state):
-    """(step, settings) of the training that goes on, (0, {}) for a new one."""
+    """The saved state of a training that goes on, {} for a new one."""
     if args.fresh:
         state.unlink(missing_ok=True)
     if not state.is_file():
         if args.out.exists() and not args.fresh:
             raise ValueError(f"out: expected a new file, but {args.out} exists; choose another name, or add --fresh to "
                              "train it anew")  # fmt: skip
-        return 0, {}
+        return {}
     try:
-        saved = torch.load(state, map_location="cpu", weights_only=True, mmap=True)
-        return saved["step"], saved["settings"]
-    except Exception as error:  # what torch raises for a damaged file is not fixed
-        raise ValueError(f"resume: expected the state of an earlier training, but {state} can not be read "
-                         f"({type(error).__name__}); add --fresh to begin anew") from error  # fmt: skip
+        return read_state(state, mmap=True)
+    except ValueError as error:
+        raise ValueError(f"{error} (--fresh begins anew)") from error
+
+
+def method_of(args):
+    """The row of the table that --method names."""
+    return METHODS[args.method.replace("-", "_")]
 
 
 def make_recipe(args, sd):
-    """The recipe of the method that was asked for; what was not asked for is as the method's module has it."""
-    module, toybox, other, _ = METHODS[args.method]
-    modules = dict(custom_diffusion=custom_diffusion, dreambooth=dreambooth, textual_inversion=textual_inversion)
-    settings = getattr(modules[module], toybox if sd.name == "toybox" else other)
-    if module == "custom_diffusion":
-        settings = replace(settings, steps=settings.steps * (1 + len(args.images)) // 2)
+    """The recipe of --method; options that were not given stay as the method's module has them."""
+    method = method_of(args)
+    several = len(args.images) > 1
+    settings = custom_diffusion.joint_settings(sd, len(args.images)) if several else method.settings_for(sd)
     given = {name: getattr(args, name) for name in ("steps", "lr", "batch_size", "seed")}
     settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
-    images, token, noun = args.images[0], args.token[0], args.class_noun[0]
-    if module == "textual_inversion":
-        return textual_inversion.recipe(
-            sd, images, token=token, noun=noun, vectors=args.vectors or 1, settings=settings
-        )
-    if module == "custom_diffusion":
+    options = {name: getattr(args, name) for name in ("vectors", "rank", "prior_weight")}
+    options = {name: value for name, value in options.items() if value is not None}
+    if "regularisation" in method.options:
+        options["regularisation"] = class_pictures(args, sd)
+    if several:
         zipped = zip(args.images, args.token, args.class_noun, strict=True)
-        subjects = [custom_diffusion.Subject(*subject) for subject in zipped]
-        return custom_diffusion.recipe(sd, subjects, regularisation=regularisation(args, sd), settings=settings)
-    count, rank, prior = args.prior, None, None
-    if args.method == "lora":
-        rank, count = 4 if args.rank is None else args.rank, args.prior or 0
-    dreambooth.check_noun(sd, noun)
-    if count is None or count > 0:
-        count = count or 100
-        print(f"the model draws {count} pictures of the class {noun!r}, once; later trainings find them again")
-        prior = dreambooth.prior_examples(sd, noun, count)
-    weight = 1.0 if args.prior_weight is None else args.prior_weight
-    return dreambooth.recipe(
-        sd, images, noun=noun, token=token, prior=prior, prior_weight=weight, rank=rank, settings=settings
-    )
+        subjects = [custom_diffusion.SubjectPictures(*subject) for subject in zipped]
+        return custom_diffusion.joint_recipe(sd, subjects, settings=settings, **options)
+    if "prior" in method.options:
+        options["prior"] = prior(args, sd)
+    images, token, noun = args.images[0], args.token[0], args.class_noun[0]
+    return method.recipe(sd, images, token=token, noun=noun, settings=settings, **options)
 
 
-def regularisation(args, sd):
+def prior(args, sd):
+    """The model's own pictures of the class that --prior asks for, or None."""
+    noun, usual = args.class_noun[0], 100 if args.method == "dreambooth" else 0
+    count = usual if args.prior is None else args.prior
+    check_noun(sd.tokenizer, noun)
+    if not count:
+        return None
+    print(f"the model draws {count} pictures of the class {noun!r}, once; later trainings find them again")
+    return dreambooth.prior_examples(sd, noun, count)
+
+
+def class_pictures(args, sd):
     """What Custom Diffusion's --regularisation means: pictures of each class, from the Toybox world or from folders."""
-    given = args.regularisation or (["100"] if sd.name == "toybox" else ["0"])
+    given = args.regularisation or (["100"] if sd.defaults.toybox_world else ["0"])
     nouns, options = list(dict.fromkeys(args.class_noun)), {}
     if args.similarity is not None:
         options["threshold"] = args.similarity
     if len(given) == 1 and given[0].isdigit():
         if given == ["0"]:
             return []
-        if sd.name != "toybox":
+        if not sd.defaults.toybox_world:
             raise ValueError(f"regularisation: expected a folder of captioned pictures, or 0, with {sd.name}, got "
                              f"{given[0]}; a number is for --base toybox")  # fmt: skip
-        examples = [_found(found.toybox_regularisation, sd, noun, int(given[0]), **options) for noun in nouns]
+        examples = [_found(regularisation.toybox_regularisation, sd, noun, int(given[0]), **options) for noun in nouns]
     else:
         folders = given * len(nouns) if len(given) == 1 else given
         if len(folders) != len(nouns):
             raise ValueError(f"regularisation: expected one folder, or one for each of {nouns}, got {len(folders)}")
         examples = []
         for folder, noun in zip(folders, nouns, strict=True):
-            examples.append(_found(found.folder_regularisation, sd, folder, noun, **options))
+            examples.append(_found(regularisation.folder_regularisation, sd, folder, noun, **options))
     for noun, one in zip(nouns, examples, strict=True):
         print(f"{len(one.prompts)} pictures hold the class {noun!r}, such as {one.prompts[0][0]!r}")
     return examples
@@ -223,7 +222,7 @@ def _found(search, *args, **options):
         raise ValueError(f"{message} (--regularisation 0)") from error
 
 
-def loop(args, sd, recipe, state, done, write_grid):
+def loop(args, sd, recipe, state, done):
     """Train with a bar; returns the step at which Ctrl-C stopped it, or None."""
     steps, losses = recipe.settings.steps, []
     training = finetune(sd, recipe, checkpoint=state, save_every=args.save_every)
@@ -238,7 +237,7 @@ def loop(args, sd, recipe, state, done, write_grid):
                     losses.clear()
                 if args.sample_every and (step % args.sample_every == 0 or step == steps):
                     path = args.out.with_name(f"{args.out.stem}.step{step:05d}.png")
-                    prompts = fill(args.prompts or ["a photo of a {}"], recipe.method, recipe.about)
+                    prompts = fill_placeholder(args.prompts or ["a photo of a {}"], recipe.method, recipe.about)
                     write_grid(path, draw(sd, prompts, 4, w=None, steps=25, seed=args.seed), 4)
                 if asked.is_set() and step < steps:
                     return step
@@ -276,7 +275,7 @@ def keep(path, recipe, state):
     try:
         save_concept(path, recipe)
     except OSError as error:
-        what = f"out: {path} can not be written ({error.__cause__ or error})"
+        what = f"out: {path} cannot be written ({error.__cause__ or error})"
         try:
             rescue = Path(tempfile.mkdtemp(prefix="concept-")) / path.name
             save_concept(rescue, recipe)
@@ -289,42 +288,17 @@ def keep(path, recipe, state):
 
 def tell_end(args, state, seconds):
     """What was written, how to go on, and how to draw with it."""
-    print(f"wrote {args.out} ({size(args.out)}) in {seconds:.0f} s")
+    print(f"wrote {args.out} ({human_size(args.out)}) in {seconds:.0f} s")
     if state.is_file():
-        print(f"{state} ({size(state)}) is there to go on with more --steps; delete it when the concept is good")
+        print(f"{state} ({human_size(state)}) is there to go on with more --steps; delete it when the concept is good")
     command = ["sample", "--concept", str(args.out), "--base", args.base, "--prompt", "a photo of a {} on the beach"]
     print("next:  python -m course_lib.personalize", shlex.join([*command, "--out", f"{args.out.stem}.png"]))
-
-
-def size(path):
-    """How large a file, or a number of bytes, is: "3.5 kB"."""
-    count = path if isinstance(path, int) else path.stat().st_size
-    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
-
-
-# ---- pictures ----
-
-
-def fill(prompts, method, about):
-    """Put a concept's own words in the place of {}."""
-    token, noun = about.get("token") or (about.get("rows") or [""])[0], about.get("noun")
-    name = token if method == "textual_inversion" or not noun else f"{token} {noun}".strip()
-    if not name and any("{}" in prompt for prompt in prompts):
-        raise ValueError("prompt: expected --concept FILE, whose words {} stands for, or a prompt without {}")
-    return [prompt.replace("{}", name) for prompt in prompts]
 
 
 def new_scenes(args, recipe):
     """What the grid at the end shows: the prompts that were given, or the subjects in turn in four scenes."""
     if args.prompts:
-        return fill(args.prompts, recipe.method, recipe.about)
-    names = [fill(["{}"], recipe.method, dict(token=token, noun=noun))[0]
+        return fill_placeholder(args.prompts, recipe.method, recipe.about)
+    names = [fill_placeholder(["{}"], recipe.method, dict(token=token, noun=noun))[0]
              for token, noun in zip(args.token, args.class_noun, strict=True)]  # fmt: skip
     return [f"a photo of a {names[k % len(names)]} {scene}" for k, scene in enumerate(SCENES)]
-
-
-def draw(sd, prompts, count, *, w, steps, seed):
-    """`count` pictures for each prompt, from the same noises for all; w=None is the guidance that suits the model."""
-    w = (TOYBOX_W if sd.name == "toybox" else SD15_W) if w is None else w
-    x_T = sd.noise(count, seed=seed).repeat(len(prompts), 1, 1, 1)
-    return sd.sample(prompts, w=w, steps=steps, seed=seed, x_T=x_T)

@@ -1,0 +1,192 @@
+"""A subject's pictures become training batches: (latents, prompts, mask).
+
+Derived in: notebooks/11_textual_inversion.ipynb, section "Five pictures".
+
+Frozen networks see each picture once: the autoencoder's posterior is kept, and a batch only draws from it.
+"""
+
+import contextlib
+import hashlib
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from course_lib import environment
+from course_lib.diffusion import samplers
+from course_lib.environment import send, write_whole
+from course_lib.latent.fingerprint import fingerprint
+from course_lib.latent.stable_diffusion import StableDiffusion
+from course_lib.personalization.pictures import captions_beside, open_images, to_tensor
+
+OBJECT = (
+    "a photo of a {}", "a picture of a {}", "a close-up of a {}", "a {}", "an image of a {}", "a bright photo of a {}",
+    "a photo of one {}", "a photo of the {}",
+)  # fmt: skip
+STYLE = ("a picture in the style of {}", "a drawing in the style of {}", "a photo in the style of {}", "{}")
+
+
+@dataclass
+class Examples:
+    """Pictures as the training sees them: V variants (crops, flips) with prompts.
+
+    mean, std: (V, C, h, w), of each variant's latents.  prompts: for each variant the sentences that fit it.
+    mask: (V, 1, h, w) of 0 and 1, where a variant shows anything; None: everywhere.
+    digest: a hash of the pixels, or of the settings that they were drawn with: a saved training is tied to it.
+    """
+
+    mean: Tensor
+    std: Tensor
+    prompts: list[tuple[str, ...]]
+    mask: Tensor | None = None
+    digest: str = ""
+
+    def __post_init__(self):
+        if not len(self.mean) == len(self.std) == len(self.prompts) or not len(self.mean):
+            raise ValueError(
+                f"prompts: expected one entry for each of {len(self.mean)} variants, got {len(self.prompts)}"
+            )
+        if self.mask is not None and not self.mask.flatten(1).any(dim=1).all():
+            raise ValueError("mask: expected each to have a place with 1, got an empty one: the loss would be 0 / 0")
+        if not self.digest:
+            self.digest = hashlib.sha256(self.mean.float().cpu().numpy().tobytes()).hexdigest()
+
+    def batch(self, count: int, generator: torch.Generator) -> tuple[Tensor, list[str], Tensor]:
+        """Draw z0 ~ N(mean, std^2) (count, C, h, w), a prompt each, and masks (count, 1, h, w).
+
+        A variant comes again only after all others.  generator: on the CPU, so that a seed means one batch everywhere.
+        """
+        V = len(self.mean)
+        rows = torch.cat([torch.randperm(V, generator=generator) for _ in range(-(-count // V))])[:count]
+        which = torch.rand(count, generator=generator).tolist()
+        said = [self.prompts[row] for row in rows.tolist()]
+        prompts = [choices[int(share * len(choices))] for share, choices in zip(which, said, strict=True)]
+        mean, std = self.mean[send(rows, self.mean.device)], self.std[send(rows, self.std.device)]
+        noise = send(torch.randn(mean.shape, generator=generator), mean.device)
+        mask = torch.ones_like(mean[:, :1]) if self.mask is None else self.mask[send(rows, self.mask.device)]
+        return mean + std * noise, prompts, mask
+
+
+# ---- variants, encoded once ----
+
+
+@torch.no_grad()
+def encode(sd: StableDiffusion, x: Tensor, prompts: list[tuple[str, ...]], mask: Tensor | None = None) -> Examples:
+    """Examples of pictures x (V, 3, H, W) in [-1, 1]; mask: (V, 1, H, W) in pixels."""
+    means, stds, digest = [], [], hashlib.sha256()
+    for part in x.split(8):
+        digest.update(((part + 1) * 127.5).round().to(torch.uint8).cpu().numpy().tobytes())
+        posterior = sd.vae.encode(part.to(sd.device, sd.dtype)).latent_dist
+        scale = sd.vae.config.scaling_factor
+        means.append(scale * posterior.mean.float())
+        stds.append(scale * posterior.std.float())
+    if mask is not None:  # a latent counts if all its pixels do
+        digest.update(mask.to(torch.uint8).cpu().numpy().tobytes())
+        mask = 1 - F.max_pool2d(1 - mask.float(), sd.factor)
+        mask = mask.to(sd.device)
+    return Examples(torch.cat(means), torch.cat(stds), prompts, mask, digest.hexdigest())
+
+
+def subject_examples(sd: StableDiffusion, images, name: str, *, templates: Sequence[str] = OBJECT,
+             captions: Sequence[str] | None = None, flip: bool = False,
+             size: int | None = None) -> Examples:  # fmt: skip
+    """Pictures of a concept under sentences about `name`.
+
+    images: see `open_images`.  name: what stands for {} in the templates, such as "<v> cat".  captions: one sentence
+    per picture instead, in which {} may stand too; by default those beside the pictures, if there are any.
+    flip: add the mirrored pictures (not for faces and lettering).  size: of the square, by default the model's own.
+    """
+    if captions is None and isinstance(images, (str, Path)) and Path(images).expanduser().is_dir():
+        captions = captions_beside(images)
+    images = open_images(images)
+    if captions is not None and len(captions) != len(images):
+        raise ValueError(f"captions: expected one for each of the {len(images)} pictures, got {len(captions)}")
+    x = torch.stack([to_tensor(image, size or sd.resolution) for image in images])
+    filled = tuple(template.replace("{}", name) for template in templates)
+    prompts = [(caption.replace("{}", name),) for caption in captions] if captions else [filled] * len(x)
+    if flip:
+        x, prompts = torch.cat([x, x.flip(-1)]), prompts * 2
+    return encode(sd, x, prompts)
+
+
+def resized_examples(sd: StableDiffusion, images, name: str, *, variants: int = 64, size: int | None = None,
+                     seed: int = 0) -> Examples:  # fmt: skip
+    """Custom Diffusion's augmentation: each picture small on grey or zoomed in, with words that say so.
+
+    1 in 3 is zoomed in 1.2 to 1.4 times ("zoomed in", "close up"), the others shrink to 0.4 to 1.0 of the side ("far
+    away", "very small" below 0.6); only what shows the picture counts in the loss.  Source: Kumari et al. 2023,
+    section 4 and appendix; the numbers are those of the authors' code.
+    Differs from it: `variants` are drawn once and encoded once, instead of a new one in each step.
+    """
+    images = open_images(images)
+    size, rng = size or sd.resolution, np.random.default_rng([seed, len(images)])
+    pictures, prompts, masks = [], [], []
+    for k in range(max(variants, len(images))):
+        image = images[k % len(images)]
+        share = 1.0 if k < len(images) else rng.uniform(1.2, 1.4) if rng.random() < 1 / 3 else rng.uniform(0.4, 1.0)
+        side = max(sd.factor, round(share * size / sd.factor) * sd.factor)
+        x, mask = to_tensor(image, side), torch.zeros(1, size, size)
+        place = rng.random(2)
+        if side >= size:  # a window of the enlarged picture
+            top, left = (int(v) for v in place * (side - size + 1))
+            picture = x[:, top : top + size, left : left + size]
+            mask += 1
+        else:  # on the grid of the latents, so that whole latents are valid
+            top, left = (int(v) * sd.factor for v in place * ((size - side) // sd.factor + 1))
+            picture = torch.zeros(3, size, size)
+            picture[:, top : top + side, left : left + side] = x
+            mask[:, top : top + side, left : left + side] = 1
+        pictures.append(picture)
+        prompts.append(tuple(_say_size(template.replace("{}", name), share) for template in OBJECT))
+        masks.append(mask)
+    return encode(sd, torch.stack(pictures), prompts, torch.stack(masks))
+
+
+def _say_size(prompt: str, share: float) -> str:
+    if share > 1:
+        return f"{prompt} zoomed in"
+    if share < 0.6:
+        return f"{prompt} very small"
+    return f"{prompt} far away" if share < 0.9 else prompt
+
+
+# ---- the model's own pictures, for prior preservation ----
+
+
+@torch.no_grad()
+def generated_examples(sd: StableDiffusion, prompt: str, count: int = 100, *, w: float = 5.0, steps: int = 25,
+                       seed: int = 0, folder: str | Path | None = None) -> Examples:  # fmt: skip
+    """Draw `count` pictures for a prompt and keep their latents in a file, which later calls reuse.
+
+    The latents are what training needs, so they are neither decoded nor encoded.
+    Source: Ruiz et al. 2023, section 3.3.  w, steps: of the guided DDIM sampler.
+    folder: of the file; default the course's cache.
+    """
+    folder = Path(folder) if folder else environment.cache_dir() / "prior"
+    key = f"{fingerprint(sd).tolist()} {prompt} w{w} steps{steps} seed{seed}"
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    path = folder / f"{digest[:16]}.safetensors"
+    have = torch.empty(0)
+    if path.is_file():
+        with contextlib.suppress(SafetensorError):  # a damaged file is drawn again
+            have = load_file(path)["z0"]
+    if len(have) < count:
+        eps_model, parts = sd.guided(prompt, w), [have] if len(have) else []
+        for k in range(len(have), count, 8):
+            x_T = torch.cat([sd.noise(1, seed=seed * 1_000_003 + i) for i in range(k, min(k + 8, count))])
+            parts.append(samplers.last(samplers.ddim(eps_model, x_T, sd.schedule, steps, clip=False)).cpu())
+        have = torch.cat(parts)
+        try:
+            with write_whole(path) as temporary:
+                save_file({"z0": have}, temporary, metadata={"prompt": prompt})
+        except (OSError, SafetensorError) as error:
+            warnings.warn(f"{path} cannot be written ({error}); the pictures will be drawn again", stacklevel=2)
+    z0 = have[:count].to(sd.device)
+    return Examples(z0, torch.zeros_like(z0), [(prompt,)] * count, digest=f"{digest} {count}")

@@ -1,0 +1,118 @@
+"""A concept written as the files of other tools.
+
+Derived in: notebooks/14_multiple_concepts.ipynb, section "Which file opens where".
+
+    method             file                                          opened in diffusers by
+    textual_inversion  learned_embeds.safetensors                    pipe.load_textual_inversion(file)
+    custom_diffusion   pytorch_custom_diffusion_weights.safetensors  pipe.unet.load_attn_procs(folder, weight_name=...,
+                                                                     _pipeline=pipe), without which nothing is loaded
+                       <new1>.safetensors beside it                  pipe.load_textual_inversion(file)
+    lora               pytorch_lora_weights.safetensors              pipe.load_lora_weights(folder)
+    dreambooth, all    a pipeline folder                             StableDiffusionPipeline.from_pretrained(folder)
+"""
+
+import contextlib
+import copy
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from course_lib.environment import write_whole
+from course_lib.latent.stable_diffusion import StableDiffusion
+from course_lib.personalization.concept import Concept, applied, check_base, uncompressed
+from course_lib.personalization.custom_diffusion import key_value_layers
+from course_lib.personalization.interchange.formats import CUSTOM, LORA, WORDS, folded, lora_pairs, together
+
+
+@torch.no_grad()
+def export(concept: Concept, folder: str | Path, sd: StableDiffusion, *, pipeline: bool = False,
+           dtype: torch.dtype = torch.float32) -> Path:  # fmt: skip
+    """Write a concept as the files that other tools expect of its method; returns the folder.
+
+    folder: made if it is not there.  sd: the base model.  dtype: of the numbers in the file.
+    pipeline: write the whole model instead, with the weights folded in and the words in its tokenizer. That is large,
+    needs neither processors nor peft, and is what DreamBooth has anyway.
+    Raises ValueError if the concept is of another base model.
+    """
+    check_base(sd, concept)
+    concept = uncompressed(sd, concept)
+    folder = Path(folder).expanduser()
+    tensors = {name: value.to(dtype) for name, value in concept.tensors.items()}
+    if pipeline or concept.method == "dreambooth":
+        return _write_pipeline(concept, folder, sd, dtype)
+    if concept.method not in ("textual_inversion", "custom_diffusion", "lora"):
+        raise ValueError(f"concept: expected a method of this course, got {concept.method!r}; use pipeline=True")
+    words = together(concept.about.get("rows", ()), tensors.pop("tokens", ()))
+    if concept.method == "textual_inversion" and len(words) == 1:
+        files = {WORDS: words}
+    else:  # a file for each word: diffusers reads one from each
+        files = {_file_name(token): {token: rows.squeeze(0)} for token, rows in words.items()}
+    if concept.method == "custom_diffusion":
+        files[CUSTOM] = _processors(tensors, sd, dtype)
+    if concept.method == "lora":
+        files[LORA] = {_lora_key(name): value for name, value in tensors.items()}
+    for name, content in files.items():
+        _write(folder / name, content)
+    return folder
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"folder: {path} cannot be written ({error}); make room, or choose another folder") from error
+
+
+def _write(path: Path, tensors: dict[str, Tensor]) -> None:
+    with _writing(path), write_whole(path) as temporary:
+        save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, temporary, {"format": "pt"})
+
+
+def _file_name(token: str) -> str:
+    return re.sub(r'[<>:"/\\|?*]' if os.name == "nt" else "/", "_", token) + ".safetensors"
+
+
+def _processors(tensors: dict[str, Tensor], sd: StableDiffusion, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Keys and values as the weights of diffusers' attention processors.
+
+    Its loader wants an entry for every attention; an empty one stands for "as it was".
+    """
+    files = {name: torch.empty(0, dtype=dtype) for name in sd.unet.attn_processors if ".attn2." not in name}
+    for name, layer in key_value_layers(sd.unet).items():
+        parent, _, child = name.rpartition(".")
+        weight = tensors.get(f"unet.{name}.weight", layer.weight)
+        files[f"{parent}.processor.{child}_custom_diffusion.weight"] = weight.to(dtype)
+    return files
+
+
+def _lora_key(name: str) -> str:
+    """Our name of a thin matrix -> the one in diffusers' files, which keep CLIP's older layout."""
+    if name.startswith("unet."):
+        return f"{name}.weight"
+    name = name.removeprefix("text_encoder.").removeprefix("text_model.")
+    return f"text_encoder.text_model.{name}.weight".replace(".lora.", ".lora_linear_layer.")
+
+
+def _write_pipeline(concept: Concept, folder: Path, sd: StableDiffusion, dtype: torch.dtype) -> Path:
+    weights = {name: value for name, value in concept.tensors.items() if name != "tokens"}
+    if concept.method == "lora":
+        weights = folded(lora_pairs(weights), sd)
+    whole = copy.copy(sd)
+    with applied(sd, replace(concept, method="dreambooth", tensors=weights)):
+        whole.text_encoder, whole.tokenizer = copy.deepcopy(sd.text_encoder), copy.deepcopy(sd.tokenizer)
+        if "tokens" in concept.tensors:
+            whole.tokenizer.add_tokens(concept.about["rows"])
+            whole.text_encoder.resize_token_embeddings(len(whole.tokenizer), mean_resizing=False)
+            rows = concept.tensors["tokens"]
+            whole.text_encoder.get_input_embeddings().weight[-len(rows) :] = rows.to(sd.device, sd.dtype)
+        with _writing(folder):
+            whole.save(folder, dtype)
+    return folder
