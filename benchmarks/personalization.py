@@ -44,16 +44,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTokenizer
 
+from course_lib.cli import methods
+from course_lib.data.pictures import open_images, to_tensor
 from course_lib.diffusion.ddpm import loss_per_picture
 from course_lib.environment import RESULTS, device_name, quick_dtype
 from course_lib.latent.registry import MODELS, Defaults
 from course_lib.latent.stable_diffusion import StableDiffusion, load
-from course_lib.personalization import custom_diffusion, lora, methods
+from course_lib.personalization import custom_diffusion, lora
 from course_lib.personalization.concept import load_concept
 from course_lib.personalization.examples import OBJECT, encode
 from course_lib.personalization.finetune import finetune
 from course_lib.personalization.memory import GIB, memory_plan
-from course_lib.personalization.pictures import open_images, to_tensor
 from course_lib.personalization.recipe import Recipe, Settings
 from course_lib.personalization.regularisation import SEARCHED
 from course_lib.toybox.sets import pair_spec

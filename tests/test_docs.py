@@ -12,7 +12,10 @@ LIBRARY = REPO / "course_lib"
 PARTS = ("diffusion", "latent", "editing", "personalization")
 LESSONS = sorted(path for part in PARTS for path in (LIBRARY / part).glob("*.py") if path.name != "__init__.py")
 # The other files of toybox/ are how the renderer draws: nothing of them is called from elsewhere.
-DATA = [LIBRARY / f"{name}.py" for name in ("data/cifar10", "toybox/world", "toybox/captions", "toybox/sets")]
+DATA = [
+    LIBRARY / f"{name}.py"
+    for name in ("data/cifar10", "data/pictures", "toybox/world", "toybox/captions", "toybox/sets")
+]
 FILES = [
     *LESSONS,
     *DATA,

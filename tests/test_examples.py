@@ -10,11 +10,12 @@ from PIL import Image, ImageOps
 from safetensors.torch import load_file
 from tiny import build
 
+from course_lib.data import pictures
+from course_lib.data.pictures import open_image, open_images
 from course_lib.diffusion import samplers
 from course_lib.latent.fingerprint import fingerprint
-from course_lib.personalization import examples, pictures
+from course_lib.personalization import examples
 from course_lib.personalization.examples import OBJECT, Examples, subject_examples
-from course_lib.personalization.pictures import open_image, open_images
 
 RED, BLUE, WHITE = (200, 30, 30), (20, 60, 220), (255, 255, 255)
 close = torch.testing.assert_close

@@ -14,7 +14,7 @@ FORBIDDEN = {
     "latent": {"editing", "personalization"} | OUTSIDE,
     "editing": {"personalization"} | OUTSIDE,
     "personalization": {"editing"} | OUTSIDE,
-    "data": OUTSIDE,
+    "data": {"diffusion", "latent", "editing", "personalization"} | OUTSIDE,
     "toybox": {"diffusion", "latent", "editing", "personalization"} | OUTSIDE,
     "environment": {"diffusion", "latent", "editing", "personalization"} | OUTSIDE,
     "evaluation": {"cli", "personalize", "plots", "widgets", "checks"},

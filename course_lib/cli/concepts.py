@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def sample(args):
-    from course_lib.cli.pictures import draw, fill_placeholder, write_grid
+    from course_lib.cli.drawing import draw, fill_placeholder, write_grid
     from course_lib.personalization.concept import applied
 
     if args.count < 1:
@@ -72,7 +72,7 @@ def is_ours(path):
 def merge(args):
     import torch
 
-    from course_lib.cli.pictures import human_size
+    from course_lib.cli.drawing import human_size
     from course_lib.personalization.concept import save_concept, uncompressed
     from course_lib.personalization.merge import merge_concepts
     from course_lib.toybox.captions import corpus
@@ -97,7 +97,7 @@ def merge(args):
 def compress(args):
     import torch
 
-    from course_lib.cli.pictures import human_size
+    from course_lib.cli.drawing import human_size
     from course_lib.personalization import merge as merging
     from course_lib.personalization.concept import check_base, save_concept, uncompressed
 
@@ -121,7 +121,7 @@ def compress(args):
 
 
 def info(args):
-    from course_lib.cli.pictures import human_size
+    from course_lib.cli.drawing import human_size
     from course_lib.personalization.concept import LICENCE, load_concept
 
     ours = is_ours(args.concept)

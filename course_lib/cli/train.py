@@ -20,7 +20,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from course_lib.cli.pictures import draw, fill_placeholder, human_size, write_grid
+from course_lib.cli.drawing import draw, fill_placeholder, human_size, write_grid
+from course_lib.cli.methods import METHODS
+from course_lib.data.pictures import open_images
 from course_lib.environment import quick_dtype
 from course_lib.latent.stable_diffusion import load
 from course_lib.latent.text import check_noun, token_trouble, words
@@ -28,8 +30,6 @@ from course_lib.personalization import custom_diffusion, dreambooth, regularisat
 from course_lib.personalization.concept import save_concept
 from course_lib.personalization.finetune import finetune
 from course_lib.personalization.memory import device_memory, memory_plan
-from course_lib.personalization.methods import METHODS
-from course_lib.personalization.pictures import open_images
 from course_lib.personalization.state import read_state
 
 SCENES = ("in the snow", "on the beach", "in the forest", "at night")

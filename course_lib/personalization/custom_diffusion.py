@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from course_lib.data.pictures import captions_with
 from course_lib.latent import text
 from course_lib.latent.stable_diffusion import StableDiffusion
 from course_lib.latent.text import check_noun
 from course_lib.personalization.examples import Examples, resized_examples, subject_examples
-from course_lib.personalization.pictures import captions_with
 from course_lib.personalization.recipe import Recipe, Settings, Term, new_recipe, unfreeze
 from course_lib.personalization.textual_inversion import new_tokens
 

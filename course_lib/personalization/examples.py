@@ -20,11 +20,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from course_lib import environment
+from course_lib.data.pictures import captions_beside, open_images, to_tensor
 from course_lib.diffusion import samplers
 from course_lib.environment import send, write_whole
 from course_lib.latent.fingerprint import fingerprint
 from course_lib.latent.stable_diffusion import StableDiffusion
-from course_lib.personalization.pictures import captions_beside, open_images, to_tensor
 
 OBJECT = (
     "a photo of a {}", "a picture of a {}", "a close-up of a {}", "a {}", "an image of a {}", "a bright photo of a {}",

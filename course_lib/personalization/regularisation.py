@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from course_lib.data.pictures import SUFFIXES, captions_beside, open_images
 from course_lib.environment import from_uint8
 from course_lib.latent.stable_diffusion import StableDiffusion
 from course_lib.personalization.custom_diffusion import retrieve
 from course_lib.personalization.examples import Examples, encode, subject_examples
-from course_lib.personalization.pictures import SUFFIXES, captions_beside, open_images
 from course_lib.toybox.sets import pair_spec
 from course_lib.toybox.world import render
 

@@ -6,10 +6,10 @@ Derived in: notebooks/11_textual_inversion.ipynb.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from course_lib.data.pictures import captions_with
 from course_lib.latent.stable_diffusion import StableDiffusion
 from course_lib.latent.text import NewTokens, check_noun, token_trouble
 from course_lib.personalization.examples import OBJECT, subject_examples
-from course_lib.personalization.pictures import captions_with
 from course_lib.personalization.recipe import Recipe, Settings, Term, new_recipe
 
 SETTINGS = {
@@ -25,7 +25,7 @@ def recipe(sd: StableDiffusion, images, *, noun: str = "object", token: str = "<
     """Train one new row v* of the embedding table, and nothing else.
 
     v* = argmin_v E || eps - eps_theta(z_t, t, c(prompt with v)) ||^2.  Source: Gal et al. 2023, Eq. 2.
-    images: see `pictures.open_images`.  token: the new word, in lower case and brackets.  noun: the word or words
+    images: see `data.pictures.open_images`.  token: the new word, in lower case and brackets.  noun: the word or words
     whose embedding it starts from (the mean of their sub-words).  vectors: rows for one word; "<v>" in a prompt then
     stands for all of them.  templates: OBJECT or STYLE, or your own; captions: a sentence for each picture instead.
     Raises ValueError for a token that exists or is not of that form, an unknown noun, or unreadable pictures.
