@@ -198,11 +198,6 @@ def autocast(on: torch.device) -> torch.autocast:
 # ---- small helpers, each written once ----
 
 
-def send(x: Tensor, to: torch.device) -> Tensor:
-    """Copy from the CPU to a device. Pinned memory lets Python go on while a GPU still copies."""
-    return x.pin_memory().to(to, non_blocking=True) if to.type == "cuda" and not x.is_cuda else x.to(to)
-
-
 def from_uint8(images: Tensor | np.ndarray) -> Tensor:
     """Pixels 0..255 to float32 in [-1, 1].
 
@@ -213,17 +208,6 @@ def from_uint8(images: Tensor | np.ndarray) -> Tensor:
     if isinstance(images, np.ndarray):
         images = torch.from_numpy(np.moveaxis(images, -1, -3))
     return images.float() / 127.5 - 1
-
-
-def step_generator(seed: int, *numbers: int, on: torch.device | str = "cpu") -> torch.Generator:
-    """The random numbers of one training step: they follow from a seed, the process and the step, from no history.
-
-    The numbers are hashed, because torch's CPU generator looks at the low 32 bits of a seed only.
-    """
-    import torch
-
-    key = np.random.SeedSequence([seed, *numbers]).generate_state(1)[0]
-    return torch.Generator(device=on).manual_seed(int(key))
 
 
 @contextlib.contextmanager

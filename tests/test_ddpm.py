@@ -81,7 +81,7 @@ def test_posterior_over_several_times_is_the_chain_of_single_steps():
         at_zero, step_variance = posterior(x0, torch.zeros_like(xt), u, SCHEDULE)
         slope = (posterior(x0, torch.ones_like(xt), u, SCHEDULE)[0] - at_zero).mean().item()
         mean, variance = at_zero + slope * mean, slope**2 * variance + step_variance
-    jump_mean, jump_variance = posterior(x0, xt, t, SCHEDULE, before=s)
+    jump_mean, jump_variance = posterior(x0, xt, t, SCHEDULE, s=s)
     torch.testing.assert_close(jump_mean, mean)
     assert jump_variance == pytest.approx(variance, rel=1e-9)
 
@@ -97,7 +97,7 @@ def test_the_last_step_is_certain():
 @pytest.mark.parametrize(("t", "before"), [(0, None), (1001, None), (5, 5), (5, 6), (5, -1)])
 def test_posterior_refuses_times_out_of_order(t, before):
     x = torch.zeros(1, 1, 1, 1)
-    with pytest.raises(ValueError, match=r"^t: expected 0 <= before < t <= 1000, got before = "):
+    with pytest.raises(ValueError, match=r"^t: expected 0 <= s < t <= 1000, got s = "):
         posterior(x, x, t, SCHEDULE, before)
 
 

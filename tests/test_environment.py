@@ -8,6 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from course_lib import environment
+from course_lib.diffusion.ddpm import step_generator
 
 SIZES = dict(smoke=1, cpu=2, gpu=3)
 
@@ -127,7 +128,7 @@ def test_pixels_become_numbers_around_zero():
 
 def test_the_random_numbers_of_a_step_follow_from_its_numbers():
     def draw(*numbers):
-        return torch.rand(3, generator=environment.step_generator(*numbers)).tolist()
+        return torch.rand(3, generator=step_generator(*numbers)).tolist()
 
     assert draw(0, 1, 2) == draw(0, 1, 2)
     assert len({tuple(draw(*numbers)) for numbers in [(0, 1, 2), (1, 1, 2), (0, 2, 1), (0, 1, 2 + 2**32)]}) == 4

@@ -13,9 +13,10 @@ from tiny import build
 from course_lib.data import pictures
 from course_lib.data.pictures import open_image, open_images
 from course_lib.diffusion import samplers
-from course_lib.latent.fingerprint import fingerprint
+from course_lib.latent.registry import fingerprint
 from course_lib.personalization import examples
 from course_lib.personalization.examples import OBJECT, Examples, subject_examples
+from course_lib.personalization.finetune import draw_pictures
 
 RED, BLUE, WHITE = (200, 30, 30), (20, 60, 220), (255, 255, 255)
 close = torch.testing.assert_close
@@ -220,7 +221,7 @@ def numbered(V=5, std=0.0):
 
 
 def draw(examples, count, seed=0):
-    return examples.batch(count, torch.Generator().manual_seed(seed))
+    return draw_pictures(examples, count, torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("count", [1, 3, 5, 12])

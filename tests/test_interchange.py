@@ -15,7 +15,7 @@ from diffusers.models.attention_processor import CustomDiffusionAttnProcessor
 from safetensors.torch import load_file, save_file
 from tiny import build
 
-from course_lib.latent.fingerprint import fingerprint
+from course_lib.latent.registry import fingerprint
 from course_lib.latent.stable_diffusion import load
 from course_lib.personalization.concept import Concept, applied, save_concept
 from course_lib.personalization.custom_diffusion import key_value_layers

@@ -183,7 +183,7 @@ def test_dropout_is_off_when_it_should_be(tiny_unet):
     [
         ({"channels": (32, 64), "attention": (True,)}, r"^attention: expected one flag per entry of channels \(2\)"),
         ({"channels": (32, 48), "attention": (False, True)}, r"^channels: expected multiples of 32 .* got \(32, 48\)"),
-        ({"schedule": "quadratic"}, r"^schedule: expected linear, cosine, scaled_linear or None, got 'quadratic'$"),
+        ({"schedule": "quadratic"}, r"^schedule: expected one of linear, scaled_linear, cosine, got 'quadratic'$"),
     ],
 )
 def test_a_shape_that_cannot_be_built_is_refused(options, message):

@@ -7,6 +7,7 @@ An eps model is any callable (xt, t) -> eps_hat: the small UNet here, Stable Dif
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,24 +38,35 @@ def predict_x0(xt: Tensor, t: Tensor | int, eps_hat: Tensor, schedule: Schedule)
     return (xt - (1 - alpha_bar).sqrt() * eps_hat) / alpha_bar.sqrt()
 
 
-def posterior(x0: Tensor, xt: Tensor, t: int, schedule: Schedule, before: int | None = None) -> tuple[Tensor, float]:
+def eps_from_v(xt: Tensor, t: Tensor | int, v: Tensor, schedule: Schedule) -> Tensor:
+    """The noise that a prediction of v = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x_0 amounts to.
+
+    eps = sqrt(1 - alpha_bar_t) x_t + sqrt(alpha_bar_t) v.  Source: Salimans & Ho 2022, appendix D.
+    Shapes as in q_sample; computed in the precision of x_t, as half precision would blur the noise.
+    Derived in: notebooks/01_ddpm_training.ipynb, section "The network, piece by piece".
+    """
+    alpha_bar = schedule.at(t, xt)
+    return (1 - alpha_bar).sqrt() * xt + alpha_bar.sqrt() * v
+
+
+def posterior(x0: Tensor, xt: Tensor, t: int, schedule: Schedule, s: int | None = None) -> tuple[Tensor, float]:
     """Where the image was one step earlier, if both ends are known: a Gaussian.
 
     mean = sqrt(alpha_bar_{t-1}) beta_t / (1 - alpha_bar_t) x_0
          + sqrt(alpha_t) (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t) x_t
     var  = beta_t (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t).  Source: Ho et al. 2020, Eq. 6 and 7.
-    x0, xt: (B, C, H, W).  t: one int in 1..T.  before: the earlier time, t - 1 unless steps are skipped
-    (alpha_t is then alpha_bar_t / alpha_bar_before).  Returns the mean (B, C, H, W) and the variance, 0 at before = 0.
+    x0, xt: (B, C, H, W).  t: one int in 1..T.  s: the earlier time, t - 1 unless steps are skipped (alpha_t is then
+    alpha_bar_t / alpha_bar_s).  Returns the mean (B, C, H, W) and the variance, 0 at s = 0.
     Derived in: notebooks/02_ddpm_sampling.ipynb, section "One step back".
     """
-    before = t - 1 if before is None else before
-    if not 0 <= before < t <= schedule.T:
-        raise ValueError(f"t: expected 0 <= before < t <= {schedule.T}, got before = {before}, t = {t}")
-    alpha_bar, alpha_bar_before = schedule.alpha_bar[t].item(), schedule.alpha_bar[before].item()
-    alpha = alpha_bar / alpha_bar_before
-    from_x0 = alpha_bar_before**0.5 * (1 - alpha) / (1 - alpha_bar)
-    from_xt = alpha**0.5 * (1 - alpha_bar_before) / (1 - alpha_bar)
-    return from_x0 * x0 + from_xt * xt, (1 - alpha) * (1 - alpha_bar_before) / (1 - alpha_bar)
+    s = t - 1 if s is None else s
+    if not 0 <= s < t <= schedule.T:
+        raise ValueError(f"t: expected 0 <= s < t <= {schedule.T}, got s = {s}, t = {t}")
+    alpha_bar_t, alpha_bar_s = schedule.alpha_bar[t].item(), schedule.alpha_bar[s].item()
+    alpha = alpha_bar_t / alpha_bar_s
+    from_x0 = alpha_bar_s**0.5 * (1 - alpha) / (1 - alpha_bar_t)
+    from_xt = alpha**0.5 * (1 - alpha_bar_s) / (1 - alpha_bar_t)
+    return from_x0 * x0 + from_xt * xt, (1 - alpha) * (1 - alpha_bar_s) / (1 - alpha_bar_t)
 
 
 def loss_per_picture(
@@ -66,14 +78,14 @@ def loss_per_picture(
     weighting: str = "eps",
     mask: Tensor | None = None,
 ) -> Tensor:
-    """How badly the model guesses the noise that was mixed into each picture.
+    """The error of the predicted noise, for each picture: the loss of Algorithm 1 before its mean.
 
     || eps - eps_theta(x_t, t) ||^2, a mean over a picture's numbers.  Source: Ho et al. 2020, Eq. 14.
     x0, eps: (B, C, H, W), pictures in [-1, 1] or latents.  t: (B,) ints in 1..T.  Returns (B,).
     weighting: "eps" is the paper's; "v" divides a picture's error by alpha_bar_t: an error in the clean image then
     weighs about the same at all times (it is the loss on v of Salimans & Ho 2022, appendix D); "min_snr" multiplies it
     by min(SNR, 5) / SNR, SNR = alpha_bar_t / (1 - alpha_bar_t) (Hang et al. 2023, section 3.4, gamma = 5).
-    mask: (B, 1, H, W) of 0 and 1: only places with 1 count, and the mean is over them; none may be all 0.
+    mask: (B, 1, H, W) of 0 and 1: only places with 1 count, and the mean is over them; no mask may be all 0.
     Derived in: notebooks/01_ddpm_training.ipynb, section "Algorithm 1".
     """
     if weighting not in ("eps", "v", "min_snr"):
@@ -99,7 +111,7 @@ def simple_loss(
     generator: torch.Generator | None = None,
     weighting: str = "eps",
 ) -> Tensor:
-    """How badly the model guesses the noise, at one random time for each image: the loss of Algorithm 1.
+    """The error of the predicted noise, at one random time for each image: the loss of Algorithm 1.
 
     L = E || eps - eps_theta(x_t, t) ||^2,  t ~ Uniform(1..T),  eps ~ N(0, I).  Source: Ho et al. 2020, Eq. 14.
     x0: (B, C, H, W) in [-1, 1].  generator: on x0's device.  weighting: see `loss_per_picture`, whose mean this is.
@@ -109,3 +121,12 @@ def simple_loss(
     t = torch.randint(1, schedule.T + 1, (len(x0),), device=x0.device, generator=generator)
     eps = torch.randn(x0.shape, device=x0.device, dtype=x0.dtype, generator=generator)
     return loss_per_picture(eps_model, x0, t, eps, schedule, weighting).mean()
+
+
+def step_generator(seed: int, *numbers: int, on: torch.device | str = "cpu") -> torch.Generator:
+    """The random numbers of one training step: they follow from a seed, the process and the step, from no history.
+
+    The numbers are hashed, because torch's CPU generator looks at the low 32 bits of a seed only.
+    """
+    key = np.random.SeedSequence([seed, *numbers]).generate_state(1)[0]
+    return torch.Generator(device=on).manual_seed(int(key))

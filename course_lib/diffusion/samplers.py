@@ -2,9 +2,10 @@
 
 Derived in: notebooks/02_ddpm_sampling.ipynb.
 
-Every sampler yields (t, xt, x0_hat): the time just left, the image after the step, and what the network believed the
-clean image to be. The last xt is the sample; the ones before are its trajectory. All numbers taken from the schedule
-are Python floats that live on the CPU, so a step only queues work for the device and never waits for it.
+Every sampler has one signature, (eps_model, x_T, schedule, steps, *, clip, generator), and yields (t, xt, x0_hat): the
+time just left, the image after the step, and the network's estimate of the clean image. The last xt is the sample; the
+ones before are its trajectory. All numbers taken from the schedule are Python floats on the CPU, so a step only queues
+work for the device and never waits for it.
 """
 
 from collections.abc import Iterable, Iterator
@@ -21,7 +22,7 @@ Steps = Iterator[tuple[int, Tensor, Tensor]]
 @torch.no_grad()
 def ddpm(eps_model: EpsModel, x_T: Tensor, schedule: Schedule, steps: int | None = None, *,
          clip: bool = True, generator: torch.Generator | None = None) -> Steps:  # fmt: skip
-    """Algorithm 2: guess the clean image, step to the posterior's mean, add its noise; T times.
+    """Algorithm 2: estimate the clean image, step to the posterior's mean, add its noise; T times.
 
     x_{t-1} ~ N(mean(x0_hat, x_t), beta_t (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t)).
     Source: Ho et al. 2020, Algorithm 2 with the smaller of its two variances; fewer steps as in DDIM at eta = 1.
@@ -31,13 +32,13 @@ def ddpm(eps_model: EpsModel, x_T: Tensor, schedule: Schedule, steps: int | None
     """
     times = schedule.times(schedule.T if steps is None else steps)
     xt = x_T
-    for t, before in zip(times, [*times[1:], 0]):
+    for t, s in zip(times, [*times[1:], 0]):
         x0_hat = predict_x0(xt, t, eps_model(xt, t), schedule)
         if clip:
             x0_hat = x0_hat.clamp(-1, 1)
-        mean, variance = posterior(x0_hat, xt, t, schedule, before)
+        mean, variance = posterior(x0_hat, xt, t, schedule, s)
         xt = mean
-        if before > 0:  # the last step adds no noise
+        if s > 0:  # the last step adds no noise
             xt = mean + variance**0.5 * _noise_like(xt, generator)
         yield t, xt, x0_hat
 
@@ -45,12 +46,12 @@ def ddpm(eps_model: EpsModel, x_T: Tensor, schedule: Schedule, steps: int | None
 @torch.no_grad()
 def ddim(eps_model: EpsModel, x_T: Tensor, schedule: Schedule, steps: int = 50, *, eta: float = 0.0,
          clip: bool = True, generator: torch.Generator | None = None) -> Steps:  # fmt: skip
-    """Jump from x_t to the clean guess and back to an earlier time; eta says how much of the way back is fresh noise.
+    """Jump from x_t to the clean estimate and back to an earlier time; eta is the share of fresh noise.
 
     x_s = sqrt(abar_s) x0_hat + sqrt(1 - abar_s - v) eps_hat + sqrt(v) z,
     v = eta^2 (1 - abar_s) / (1 - abar_t) (1 - abar_t / abar_s).  Source: Song et al. 2021, Eq. 12 and 16.
     eta: 0 is deterministic, 1 is Algorithm 2.  Other arguments as in `ddpm`; with clip, eps_hat is made to agree
-    with the clipped guess.
+    with the clipped estimate.
     Derived in: notebooks/02_ddpm_sampling.ipynb, section "DDIM".
     """
     if not 0 <= eta <= 1:
@@ -58,27 +59,28 @@ def ddim(eps_model: EpsModel, x_T: Tensor, schedule: Schedule, steps: int = 50, 
     times = schedule.times(steps)
     xt = x_T
     for t, s in zip(times, [*times[1:], 0]):
+        alpha_bar_t, alpha_bar_s = schedule.alpha_bar[t].item(), schedule.alpha_bar[s].item()
         eps_hat = eps_model(xt, t)
-        x0_hat = predict_x0(xt, t, eps_hat, schedule)
-        now, after = schedule.alpha_bar[t].item(), schedule.alpha_bar[s].item()
+        x0_hat = (xt - (1 - alpha_bar_t) ** 0.5 * eps_hat) / alpha_bar_t**0.5
         if clip:
             x0_hat = x0_hat.clamp(-1, 1)
-            eps_hat = (xt - now**0.5 * x0_hat) / (1 - now) ** 0.5
-        variance = eta**2 * (1 - after) / (1 - now) * (1 - now / after)
-        xt = after**0.5 * x0_hat + (1 - after - variance) ** 0.5 * eps_hat
+            eps_hat = (xt - alpha_bar_t**0.5 * x0_hat) / (1 - alpha_bar_t) ** 0.5
+        variance = eta**2 * (1 - alpha_bar_s) / (1 - alpha_bar_t) * (1 - alpha_bar_t / alpha_bar_s)
+        xt = alpha_bar_s**0.5 * x0_hat + (1 - alpha_bar_s - variance) ** 0.5 * eps_hat
         if variance > 0:
             xt = xt + variance**0.5 * _noise_like(xt, generator)
         yield t, xt, x0_hat
 
 
 @torch.no_grad()
-def heun(eps_model: EpsModel, x_T: Tensor, schedule: Schedule, steps: int = 25, *, clip: bool = True) -> Steps:
+def heun(eps_model: EpsModel, x_T: Tensor, schedule: Schedule, steps: int = 25, *,
+         clip: bool = True, generator: torch.Generator | None = None) -> Steps:  # fmt: skip
     """Follow the same curve as DDIM (eta = 0), but average the direction at both ends of each step.
 
     With x' = x_t / sqrt(alpha_bar_t) and sigma_t as time, DDIM is Euler's method on dx'/dsigma = eps_theta.
     Heun's method: x'_s = x'_t + (sigma_s - sigma_t) (eps_hat(t) + eps_hat(s)) / 2.
     Source: Karras et al. 2022, Algorithm 1 (without churn).  Two evaluations a step but the last, which is Euler's.
-    Arguments as in `ddpm`.
+    Arguments as in `ddpm`; it is deterministic, so `generator` is not used.
     Differs from the paper: the times are DDIM's, evenly spaced in t, not in a power of sigma. The first steps in sigma
     are then so long that with few of them the plain DDIM can do better: measure before choosing.
     Derived in: notebooks/02_ddpm_sampling.ipynb, section "A better solver".
@@ -86,12 +88,11 @@ def heun(eps_model: EpsModel, x_T: Tensor, schedule: Schedule, steps: int = 25, 
     times = schedule.times(steps)
 
     def direction(xt: Tensor, t: int) -> tuple[Tensor, Tensor]:
-        eps_hat = eps_model(xt, t)
-        x0_hat = predict_x0(xt, t, eps_hat, schedule)
+        alpha_bar, eps_hat = schedule.alpha_bar[t].item(), eps_model(xt, t)
+        x0_hat = (xt - (1 - alpha_bar) ** 0.5 * eps_hat) / alpha_bar**0.5
         if clip:
             x0_hat = x0_hat.clamp(-1, 1)
-            now = schedule.alpha_bar[t].item()
-            eps_hat = (xt - now**0.5 * x0_hat) / (1 - now) ** 0.5
+            eps_hat = (xt - alpha_bar**0.5 * x0_hat) / (1 - alpha_bar) ** 0.5
         return eps_hat, x0_hat
 
     xt = x_T

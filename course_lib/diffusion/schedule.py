@@ -107,3 +107,11 @@ def cosine(T: int = 1000, s: float = 0.008, beta_max: float = 0.999, spacing: st
     """alpha_bar falls like cos^2.  Source: Nichol & Dhariwal 2021, Eq. 17, with beta clipped at 0.999 as there."""
     f = torch.cos((torch.linspace(0, 1, T + 1, dtype=torch.float64) + s) / (1 + s) * math.pi / 2) ** 2
     return _from_beta((1 - f[1:] / f[:-1]).clamp(max=beta_max), spacing)
+
+
+def by_name(name: str) -> Schedule:
+    """The schedule "linear", "scaled_linear" or "cosine" with its default numbers.  Raises ValueError for another."""
+    kinds = {"linear": linear, "scaled_linear": scaled_linear, "cosine": cosine}
+    if name not in kinds:
+        raise ValueError(f"schedule: expected one of {', '.join(kinds)}, got {name!r}")
+    return kinds[name]()

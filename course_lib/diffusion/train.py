@@ -11,10 +11,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from course_lib.diffusion.ddpm import simple_loss
+from course_lib.diffusion.ddpm import simple_loss, step_generator
 from course_lib.diffusion.guidance import drop_condition
 from course_lib.diffusion.schedule import Schedule
-from course_lib.environment import from_uint8, on_cpu, step_generator, write_whole
+from course_lib.environment import from_uint8, on_cpu, write_whole
 
 
 class EMA:

@@ -2,7 +2,7 @@
 
 Derived in: notebooks/01_ddpm_training.ipynb, section "The network, piece by piece".
 
-The shape is the one of Ho et al. 2020 (appendix B): residual blocks that hear the time, self-attention at a
+The shape is the one of Ho et al. 2020 (appendix B): residual blocks that get the time, self-attention at a
 middle resolution, a path down, a path up, and a skip connection from every block down to its twin up. Two optional
 inputs prepare what comes later: a class label (notebook 03) and text features (notebook 05).
 """
@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from course_lib.diffusion import schedule as schedules
+from course_lib.diffusion.ddpm import eps_from_v
+from course_lib.diffusion.schedule import by_name
 
 
 def time_embedding(t: Tensor, dim: int) -> Tensor:
@@ -42,7 +43,7 @@ class ResidualBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.skip = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
-        nn.init.zeros_(self.conv2.weight)  # a new block starts as "change nothing", which trains more calmly
+        nn.init.zeros_(self.conv2.weight)  # a new block starts as the identity, which makes early training stable
         nn.init.zeros_(self.conv2.bias)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
@@ -53,7 +54,7 @@ class ResidualBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Let every pixel look at every other pixel, or at every text token if `context_dim` is given.
+    """Attention of every pixel to every other pixel, or to every text token if `context_dim` is given.
 
     softmax(Q K^T / sqrt(d)) V with Q from the image, K and V from the image (self) or from the text (cross).
     Source: Vaswani et al. 2017, Eq. 1; cross-attention in a UNet: Rombach et al. 2022, section 3.3.
@@ -104,7 +105,7 @@ class Stage(nn.Module):
 
 
 class UNet(nn.Module):
-    """eps_hat = UNet(xt, t, label, context): the noise that the network believes is in x_t.
+    """eps_hat = UNet(xt, t, label, context): the predicted noise in x_t.
 
     Source: Ho et al. 2020, appendix B (the network); Ho & Salimans 2021 (the extra "no label" row).
     Derived in: notebooks/01_ddpm_training.ipynb, section "The network, piece by piece".
@@ -137,17 +138,15 @@ class UNet(nn.Module):
             raise ValueError(f"attention: expected one flag per entry of channels ({len(channels)}), got {attention}")
         if any(c % 32 for c in channels):  # also keeps the norm groups whole where two widths are concatenated
             raise ValueError(f"channels: expected multiples of 32 (8 norm groups, heads of 32), got {channels}")
-        if schedule not in (None, "linear", "cosine", "scaled_linear"):
-            raise ValueError(f"schedule: expected linear, cosine, scaled_linear or None, got {schedule!r}")
         self.config = dict(
             channels=list(channels), blocks=blocks, attention=list(attention), num_classes=num_classes,
             context_dim=context_dim, in_channels=in_channels, patch=patch, schedule=schedule, dropout=dropout,
         )  # fmt: skip
         self.num_classes, self.patch = num_classes, patch
-        self.schedule = getattr(schedules, schedule)() if schedule else None
+        self.schedule = by_name(schedule) if schedule else None
         emb_dim = 4 * channels[0]
         self.time_mlp = nn.Sequential(nn.Linear(channels[0], emb_dim), nn.SiLU(), nn.Linear(emb_dim, emb_dim))
-        # One row per class and a last one that means "no label": the condition that guidance drops to.
+        # One row per class, and a last one for "no label": the condition that guidance drops to.
         self.label_embedding = nn.Embedding(num_classes + 1, emb_dim) if num_classes else None
 
         self.conv_in = nn.Conv2d(in_channels * patch**2, channels[0], 3, padding=1)
@@ -202,7 +201,4 @@ class UNet(nn.Module):
         for stage in self.up:
             h = stage(torch.cat([h, skips.pop()], dim=1), emb, context) if isinstance(stage, Stage) else stage(h)
         out = F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), self.patch)
-        if self.schedule is None:
-            return out
-        alpha_bar = self.schedule.at(t, xt)  # the sum is taken in xt's precision: half precision would blur the noise
-        return (1 - alpha_bar).sqrt() * xt + alpha_bar.sqrt() * out
+        return out if self.schedule is None else eps_from_v(xt, t, out, self.schedule)

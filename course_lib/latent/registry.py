@@ -1,4 +1,4 @@
-"""Where models come from: one table of names, with pinned revisions, hashes, licences and mirrors.
+"""Where models come from: one table of names, with pinned revisions, hashes, licences, mirrors and what suits each.
 
 Used by: notebooks/06_stable_diffusion.ipynb, section "The parts".
 
@@ -10,8 +10,10 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from huggingface_hub import model_info, snapshot_download
 from huggingface_hub.errors import DisabledRepoError, RepositoryNotFoundError, RevisionNotFoundError
+from torch import Tensor
 
 from course_lib.environment import CHECKPOINTS, sha256
 
@@ -166,6 +168,22 @@ def fetch(entry: Entry, half: bool = False) -> Path:
 def variant(folder: Path, half: bool = False) -> str | None:
     """The `variant` that from_pretrained needs for a folder: "fp16" if those files are there and wanted, or alone."""
     return "fp16" if _weights(folder / "unet", True) and (half or not _weights(folder / "unet", False)) else None
+
+
+def fingerprint(sd) -> Tensor:
+    """The first number of each tensor of the UNet and the text encoder, (n,) float32: cheap, and it tells models apart.
+
+    Loaded in half precision, the same model has nearly the same numbers: compare with a tolerance.
+    """
+    parts = (*sd.unet.parameters(), *sd.text_encoder.parameters())
+    return torch.stack([p.detach().flatten()[0].float().cpu() for p in parts])
+
+
+def same_model(ours: Tensor, theirs: Tensor) -> bool:
+    """Whether two fingerprints are of one model: half precision rounds, so nearly all numbers have to agree."""
+    return (
+        ours.shape == theirs.shape and torch.isclose(ours, theirs.float(), rtol=0.02, atol=1e-3).float().mean() > 0.95
+    )
 
 
 def _files(half: bool) -> dict[str, list[str]]:

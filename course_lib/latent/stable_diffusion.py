@@ -1,4 +1,4 @@
-"""Stable Diffusion as one object: text encoder, autoencoder and UNet, the miniature and the real one alike.
+"""Stable Diffusion as one object of text encoder, autoencoder and UNet, for the Toybox model and the published ones.
 
 Derived in: notebooks/06_stable_diffusion.ipynb, sections "The parts" and "The loop".
 
@@ -7,7 +7,6 @@ networks everything is float32: only they compute in `dtype`. This is the one fi
 """
 
 import copy
-import inspect
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from course_lib import environment
 from course_lib.diffusion import guidance, samplers, schedule
-from course_lib.diffusion.ddpm import EpsModel
+from course_lib.diffusion.ddpm import EpsModel, eps_from_v
 from course_lib.latent import registry, text
 
 SD1_NOISE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000,
@@ -124,10 +123,10 @@ class StableDiffusion:
         return self.vae.decode(z.to(self.dtype)).sample.to(self.working_dtype).clamp(-1, 1)
 
     def unet_eps(self, zt: Tensor, t: Tensor | int, features: Tensor) -> Tensor:
-        """eps_hat of the UNet at our t in 1..T; its own times are 0-based, so it is told t - 1, here and nowhere else.
+        """eps_hat of the UNet at our t in 1..T; its own times are 0-based, so it gets t - 1, here and nowhere else.
 
-        A network that predicts v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) z_0, as the miniature and Stable Diffusion
-        2 do, says the same in other numbers: eps = sqrt(1 - alpha_bar) z_t + sqrt(alpha_bar) v (Salimans & Ho 2022).
+        A network that predicts v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) z_0, as the Toybox model and Stable
+        Diffusion 2 do, is converted: eps = sqrt(1 - alpha_bar) z_t + sqrt(alpha_bar) v (Salimans & Ho 2022).
         zt: (B, C, h, w).  t: an int or (B,).  features: (N, L, D), each for B / N latents in a row.
         """
         t = t if torch.is_tensor(t) else torch.full((len(zt),), t, device=self.device)
@@ -137,8 +136,7 @@ class StableDiffusion:
         output = output.to(self.working_dtype)
         if self.noise_settings["prediction_type"] == "epsilon":
             return output
-        alpha_bar = self.schedule.at(t, zt)
-        return (1 - alpha_bar).sqrt() * zt + alpha_bar.sqrt() * output
+        return eps_from_v(zt, t, output, self.schedule)
 
     def eps_model(self, prompts: str | list[str] | Tensor) -> EpsModel:
         """(zt, t) -> eps_hat for prompts or features, without guidance; gradients flow, unless switched off.
@@ -185,7 +183,6 @@ class StableDiffusion:
         features = _repeat(features, len(x_T))
         against = _repeat(self.encode_prompt(negative), len(x_T))
         options = {"clip": False, "generator": torch.Generator(self.device).manual_seed(seed)}
-        options = {key: value for key, value in options.items() if key in inspect.signature(sampler).parameters}
         if eta:
             options["eta"] = eta
         images = []

@@ -12,8 +12,6 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from course_lib.environment import send
-
 
 def tokenize(tokenizer, prompts: str | list[str]) -> Tensor:
     """Cut prompts into sub-words and number them: start, sub-words, end, then padding up to the encoder's length.
@@ -57,7 +55,7 @@ def encode(text_encoder: nn.Module, ids: Tensor) -> Tensor:
     ids: (B, L).  Returns (B, L, D) in the encoder's dtype.  Source: Rombach et al. 2022, section 3.3.
     Derived in: notebooks/06_stable_diffusion.ipynb, section "The parts".
     """
-    return text_encoder(send(ids, text_encoder.device)).last_hidden_state
+    return text_encoder(ids.to(text_encoder.device, non_blocking=True)).last_hidden_state
 
 
 def words(tokenizer, prompt: str) -> list[tuple[str, list[int]]]:

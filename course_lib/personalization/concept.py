@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from course_lib.environment import write_whole
-from course_lib.latent.fingerprint import fingerprint, same_model
+from course_lib.latent.registry import fingerprint, same_model
 from course_lib.latent.stable_diffusion import StableDiffusion
 from course_lib.latent.text import NewTokens
 from course_lib.personalization import lora
@@ -34,7 +34,7 @@ class Concept:
     tensors: "tokens" (n, D), "unet.<name>", "text_encoder.<name>", in LoRA "....lora.down" and ".up", compressed
     "....u" and ".v" (see `uncompressed`); on the CPU.
     method, base (name of the model), about (token, noun, rows ...): as in the recipe; settings: how it was trained.
-    fingerprint: of the base model, see `latent.fingerprint`; None if the file's maker did not say.
+    fingerprint: of the base model, see `registry.fingerprint`; None if the file's maker did not say.
     """
 
     method: str

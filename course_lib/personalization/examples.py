@@ -22,8 +22,8 @@ from torch import Tensor
 from course_lib import environment
 from course_lib.data.pictures import captions_beside, open_images, to_tensor
 from course_lib.diffusion import samplers
-from course_lib.environment import send, write_whole
-from course_lib.latent.fingerprint import fingerprint
+from course_lib.environment import write_whole
+from course_lib.latent.registry import fingerprint
 from course_lib.latent.stable_diffusion import StableDiffusion
 
 OBJECT = (
@@ -57,21 +57,6 @@ class Examples:
             raise ValueError("mask: expected each to have a place with 1, got an empty one: the loss would be 0 / 0")
         if not self.digest:
             self.digest = hashlib.sha256(self.mean.float().cpu().numpy().tobytes()).hexdigest()
-
-    def batch(self, count: int, generator: torch.Generator) -> tuple[Tensor, list[str], Tensor]:
-        """Draw z0 ~ N(mean, std^2) (count, C, h, w), a prompt each, and masks (count, 1, h, w).
-
-        A variant comes again only after all others.  generator: on the CPU, so that a seed means one batch everywhere.
-        """
-        V = len(self.mean)
-        rows = torch.cat([torch.randperm(V, generator=generator) for _ in range(-(-count // V))])[:count]
-        which = torch.rand(count, generator=generator).tolist()
-        said = [self.prompts[row] for row in rows.tolist()]
-        prompts = [choices[int(share * len(choices))] for share, choices in zip(which, said, strict=True)]
-        mean, std = self.mean[send(rows, self.mean.device)], self.std[send(rows, self.std.device)]
-        noise = send(torch.randn(mean.shape, generator=generator), mean.device)
-        mask = torch.ones_like(mean[:, :1]) if self.mask is None else self.mask[send(rows, self.mask.device)]
-        return mean + std * noise, prompts, mask
 
 
 # ---- variants, encoded once ----

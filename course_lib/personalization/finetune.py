@@ -13,9 +13,9 @@ from accelerate import Accelerator
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
-from course_lib.diffusion.ddpm import loss_per_picture
-from course_lib.environment import send, step_generator
+from course_lib.diffusion.ddpm import loss_per_picture, step_generator
 from course_lib.latent.stable_diffusion import StableDiffusion
+from course_lib.personalization.examples import Examples
 from course_lib.personalization.recipe import Recipe, Settings
 from course_lib.personalization.state import keep_state, load_state
 
@@ -72,11 +72,27 @@ def draw_step(sd: StableDiffusion, recipe: Recipe, count: int, step: int) -> lis
     """
     generator, draws = step_generator(recipe.settings.seed, step), []
     for term in recipe.terms:
-        z0, prompts, mask = term.examples.batch(count, generator)
-        t = send(torch.randint(1, sd.schedule.T + 1, (count,), generator=generator), z0.device)
-        eps = send(torch.randn(z0.shape, generator=generator), z0.device)
+        z0, prompts, mask = draw_pictures(term.examples, count, generator)
+        t = torch.randint(1, sd.schedule.T + 1, (count,), generator=generator).to(z0.device, non_blocking=True)
+        eps = torch.randn(z0.shape, generator=generator).to(z0.device, non_blocking=True)
         draws.append(Draw(z0, prompts, mask, t, eps, term.weight))
     return draws
+
+
+def draw_pictures(examples: Examples, count: int, generator: torch.Generator) -> tuple[Tensor, list[str], Tensor]:
+    """Draw z0 ~ N(mean, std^2) (count, C, h, w), a prompt each, and masks (count, 1, h, w).
+
+    A variant comes again only after all others.  generator: on the CPU, so that a seed means one batch everywhere.
+    """
+    V, device = len(examples.mean), examples.mean.device
+    rows = torch.cat([torch.randperm(V, generator=generator) for _ in range(-(-count // V))])[:count]
+    shares = torch.rand(count, generator=generator).tolist()
+    choices = [examples.prompts[row] for row in rows.tolist()]
+    prompts = [some[int(share * len(some))] for share, some in zip(shares, choices, strict=True)]
+    noise = torch.randn(count, *examples.mean.shape[1:], generator=generator).to(device, non_blocking=True)
+    rows = rows.to(device, non_blocking=True)
+    z0 = examples.mean[rows] + examples.std[rows] * noise
+    return z0, prompts, torch.ones_like(z0[:, :1]) if examples.mask is None else examples.mask[rows]
 
 
 def denoising_loss(sd: StableDiffusion, draws: list[Draw], features: PromptFeatures,

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from course_lib.latent.fingerprint import fingerprint
+from course_lib.latent.registry import fingerprint
 from course_lib.latent.stable_diffusion import StableDiffusion
 from course_lib.latent.text import NewTokens
 from course_lib.personalization.examples import Examples

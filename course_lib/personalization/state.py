@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 
 from course_lib.environment import write_whole
-from course_lib.latent.fingerprint import same_model
+from course_lib.latent.registry import same_model
 from course_lib.personalization.recipe import Recipe
 
 ANEW = "go on with the same, or begin anew with another file"

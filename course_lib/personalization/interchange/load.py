@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from course_lib.latent.fingerprint import fingerprint
+from course_lib.latent.registry import fingerprint
 from course_lib.latent.stable_diffusion import StableDiffusion, load
 from course_lib.personalization import lora
 from course_lib.personalization.concept import FORMAT, Concept
