@@ -9,7 +9,6 @@ start of the worker processes is not counted.
 import argparse
 import datetime
 import json
-import os
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -18,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import __version__ as pillow
 
-from course_lib.environment import RESULTS
+from course_lib.environment import RESULTS, usable_cores
 from course_lib.toybox.world import render, sample_spec
 
 
@@ -30,17 +29,13 @@ def draw(job: tuple[int, int, int, int]) -> int:
     return count
 
 
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=RESULTS / "toybox_speed.json")
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--size", type=int, default=64, help="side in pixels")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=cores(), help="processes (default: one per usable core)")
+    parser.add_argument("--workers", type=int, default=usable_cores(), help="processes (default: one per usable core)")
     args = parser.parse_args()
     step = max(1, args.images // (10 * args.workers))
     jobs = [(args.seed, k, min(step, args.images - k), args.size) for k in range(0, args.images, step)]
@@ -56,7 +51,7 @@ def main() -> None:
         "workers": args.workers,
         "seconds": round(seconds, 2),
         "seed": args.seed,
-        "device": f"CPU, {cores()} core{'s' * (cores() != 1)}",
+        "device": f"CPU, {usable_cores()} core{'s' * (usable_cores() != 1)}",
         "numpy": np.__version__,
         "pillow": pillow,
         "date": datetime.date.today().isoformat(),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from course_lib import personalize
 from course_lib.personalization.finetune import PromptFeatures, denoising_loss, draw_step
@@ -128,7 +129,7 @@ def test_end_to_end_both_save_the_same_tensors(tmp_path, monkeypatch):
 
 
 def test_other_tensors_are_refused(tmp_path):
-    bench.save_file({"tokens": torch.zeros(1, 3)}, tmp_path / "a.safetensors")
+    save_file({"tokens": torch.zeros(1, 3)}, tmp_path / "a.safetensors")
     bench.check_same(tmp_path / "a.safetensors", {"tokens": torch.Size([1, 3])})
     with pytest.raises(SystemExit, match="other tensors"):
         bench.check_same(tmp_path / "a.safetensors", {"tokens": torch.Size([2, 3])})
