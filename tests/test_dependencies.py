@@ -18,7 +18,8 @@ REPO = Path(__file__).resolve().parents[1]
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 SYSTEMS = {"linux": ("posix", "x86_64"), "darwin": ("posix", "arm64"), "win32": ("nt", "AMD64")}
 PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-DIRECT = [Requirement(text) for text in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]]
+EXTRAS = PROJECT["optional-dependencies"]
+DIRECT = [Requirement(text) for text in PROJECT["dependencies"] + EXTRAS["lab"] + EXTRAS["dev"]]
 
 
 def marker_env(python, system="linux"):
@@ -93,6 +94,17 @@ def test_environment_yml_names_every_direct_dependency_and_the_course():
     wanted = {canonicalize_name(r.name) for r in DIRECT if applies(r, marker_env("3.12"))}
     assert {canonicalize_name(r.name) for r in pinned} == wanted
     assert "python=3.12" in conda and "-e ." in options and "-c requirements.lock" in options
+
+
+def test_colab_keeps_its_notebook_server():
+    core = {canonicalize_name(r.name): r for r in map(Requirement, PROJECT["dependencies"])}
+    assert not {"jupyterlab", "notebook", "jupyter-server", "ipykernel"} & set(core)
+    assert Version("7.7.1") in core["ipywidgets"].specifier  # what Colab comes with
+
+
+def test_environment_yml_has_what_the_course_promises():
+    promised = "jupyterlab torch torchvision diffusers transformers accelerate matplotlib ipywidgets nbval"
+    assert set(promised.split()) <= {canonicalize_name(r.name) for r in conda_environment()[1]}
 
 
 def test_supported_pythons_are_the_tested_ones():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from run_course import last_state, leaked_paths, tidy
+from tidy import last_state, leaked_paths, tidy
 
 try:
     import tomllib
