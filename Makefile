@@ -15,7 +15,7 @@ ROOT   := $(if $(filter 0,$(shell id -u 2>/dev/null)),--allow-root)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install lab course test lint notebooks claims readme slides train-toybox lock clean
+.PHONY: help install lab course pages test lint notebooks claims readme slides train-toybox lock clean
 
 help: ## show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -35,10 +35,13 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch $(STAMP)
 
 lab: $(STAMP) ## open the course in JupyterLab
-	$(PY) -m jupyterlab $(if $(CI),--no-browser) $(ROOT) notebooks/00_start_here.ipynb
+	$(PY) -m jupyterlab $(if $(CI),--no-browser) $(ROOT) --config=tools/jupyter_server_config.py
 
 course: $(STAMP) ## run every notebook and time it (PROFILE=smoke|cpu|gpu, ONLY="01 03")
 	$(PY) tools/run_course.py $(if $(PROFILE),--profile $(PROFILE)) $(if $(ONLY),--only $(ONLY))
+
+pages: $(STAMP) ## HTML pages of the notebooks as they are, into build/, to be read without a network
+	$(PY) tools/pages.py
 
 notebooks: $(STAMP) ## the same, and keep the outputs in the notebooks
 	$(PY) tools/run_course.py --write $(if $(PROFILE),--profile $(PROFILE)) $(if $(ONLY),--only $(ONLY))
@@ -74,7 +77,7 @@ train-toybox: $(STAMP) ## train and measure everything of the Toybox from nothin
 
 lock: $(STAMP) ## write requirements.lock again (LOCK_FLAGS=--upgrade for the newest versions)
 	$(PY) -m uv pip compile -q --universal --python-version 3.10 --custom-compile-command "make lock" \
-	  $(LOCK_FLAGS) pyproject.toml --extra dev -o requirements.lock
+	  $(LOCK_FLAGS) pyproject.toml --extra dev --extra lab -o requirements.lock
 
 clean: ## remove what was built; .venv stays
 	rm -rf build .pytest_cache .ruff_cache *.egg-info
