@@ -1,8 +1,9 @@
-"""Pictures in a notebook: grids of images, curves in colours that everybody can tell apart, alt text.
+"""Pictures in a notebook: grids of images, curves in colours that all readers can tell apart, alt text.
 
 Used by: notebooks/00_start_here.ipynb and every notebook after it.
 """
 
+import html
 import io
 from collections.abc import Sequence
 
@@ -13,9 +14,10 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-# Okabe & Ito 2008: eight colours that stay apart for colour-blind readers. The first three do most of the work.
-BLUE, ORANGE, GREEN, PINK = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
-SKY, RED, YELLOW, BLACK = "#56B4E9", "#D55E00", "#F0E442", "#000000"
+# The hues of Okabe & Ito 2008, which stay apart for colour-blind readers, some of them darker than theirs:
+# a line needs a contrast of 3:1 on white (WCAG 2.1, 1.4.11). The first three do most of the work.
+BLUE, ORANGE, GREEN, PINK = "#005A9C", "#CC8000", "#00875F", "#CC79A7"
+SKY, RED, BLACK = "#3D9BD3", "#B83A00", "#000000"
 PALETTE = (BLUE, ORANGE, GREEN, PINK, SKY, RED, BLACK)
 
 STYLE = {
@@ -30,7 +32,11 @@ STYLE = {
     "figure.dpi": 100,
     "legend.frameon": False,
 }
-plt.rcParams.update(STYLE)  # for every figure of a notebook that imports this, also those it makes itself
+
+
+def use_style() -> None:
+    """Draw every later figure of this process in the course's style. A notebook calls it once, in its first cell."""
+    plt.rcParams.update(STYLE)
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
@@ -69,6 +75,7 @@ def grid(
 
     images: (N, C, H, W) in [-1, 1] or uint8, row by row.  columns: images in a row.  tile: inches per image.
     row_labels, column_labels: one text per row, per column, or none.  Returns the figure; `show` displays it.
+    Raises ValueError if the number of labels is not that of the rows or columns.
     """
     rows = -(-len(images) // columns)
     for name, labels, count in (("row_labels", row_labels, rows), ("column_labels", column_labels, columns)):
@@ -94,14 +101,15 @@ def grid(
 
 
 def curves(columns: int = 1, width: float = 5.0, height: float = 3.2):
-    """A figure with `columns` axes side by side in the course's style. Returns (fig, axes)."""
+    """A figure with `columns` axes side by side, each `width` by `height` inches. Returns (fig, axes)."""
     return plt.subplots(1, columns, figsize=(width * columns, height), layout="constrained")
 
 
-def show(fig: Figure, alt: str, dpi: int = 100, colours: int | None = None) -> None:
-    """Display a figure with alt text, and close it. The text says what the picture shows, for who cannot see it.
+def show(fig: Figure, alt: str, dpi: int = 100) -> None:
+    """Display a figure and the sentence that says what it shows, for readers who cannot see it. Closes the figure.
 
-    colours: at most 256, chosen to fit; it halves the size of a figure with many pictures. None keeps all.
+    The sentence is the alt text in the picture's metadata, which the HTML pages of the course use. JupyterLab and
+    GitHub do not, so it follows the picture once more, folded up. Raises ValueError if it is empty.
     """
     from IPython.display import Image, display
 
@@ -110,8 +118,8 @@ def show(fig: Figure, alt: str, dpi: int = 100, colours: int | None = None) -> N
     buffer = io.BytesIO()
     fig.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", pad_inches=0.08)  # no label is cut off
     plt.close(fig)
-    if colours:
-        reduced = PIL.Image.open(buffer).convert("RGB").quantize(colours, dither=PIL.Image.Dither.NONE)
-        buffer = io.BytesIO()
-        reduced.save(buffer, format="png", optimize=True)
-    display(Image(data=buffer.getvalue(), format="png", alt=alt))
+    smaller = io.BytesIO()
+    PIL.Image.open(buffer).convert("RGB").save(smaller, "png", optimize=True)  # the same pixels, nothing transparent
+    display(Image(data=smaller.getvalue(), format="png", alt=alt))
+    words = f"<details><summary>The picture in words</summary>{html.escape(alt)}</details>"
+    display({"text/html": words, "text/plain": alt}, raw=True)
