@@ -1,10 +1,14 @@
 """Every committed notebook is valid, executed, free of errors and machine paths, and introduced by its top cell."""
 
+import importlib
 import re
+import statistics
+import sys
 from pathlib import Path
 
 import nbformat
 import pytest
+from IPython.core.inputtransformer2 import TransformerManager
 from tidy import last_state, leaked_paths, tidy
 
 try:
@@ -16,6 +20,13 @@ REPO = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((REPO / "notebooks").glob("*.ipynb"))
 ADDRESS = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
 MAX_BYTES = 3_000_000
+MAX_LINES, MAX_MEDIAN = 25, 10  # of a code cell, and of the median one
+# Not yet cut to these lengths. Whoever rewrites one takes it off the list; nothing is added.
+LONG = {
+    "00_start_here", "01_ddpm_training", "02_ddpm_sampling", "03_classifier_free_guidance", "04_autoencoder",
+    "05_latent_diffusion", "06_stable_diffusion", "11_textual_inversion", "12_dreambooth", "13_custom_diffusion",
+    "14_multiple_concepts",
+}  # fmt: skip
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
@@ -83,6 +94,86 @@ def test_is_small(path):
     assert path.stat().st_size < MAX_BYTES, (
         f"{path.stat().st_size / 1e6:.1f} MB, less than {MAX_BYTES / 1e6:.0f} wanted"
     )
+
+
+@each
+def test_code_holds_no_comment_to_a_tool(path):
+    found = [
+        f"cell {number}: {line.strip()}"
+        for number, cell in enumerate(read(path).cells, 1)
+        for line in cell.source.splitlines()
+        if cell.cell_type == "code" and re.search(r"#\s*(fmt:|noqa|NBVAL|type:\s*ignore)", line)
+    ]
+    assert not found, f"{found}: a strict cell has the tag nbval-check-output, the rest is in pyproject.toml"
+
+
+@each
+def test_cells_are_short(path):
+    lengths = [len(cell.source.splitlines()) for cell in read(path).cells if written(cell)]
+    long = max(lengths) > MAX_LINES or statistics.median(lengths) > MAX_MEDIAN
+    text = f"longest cell {max(lengths)} lines, median {statistics.median(lengths):g}"
+    if path.stem in LONG:
+        assert long, f"{text}: take {path.stem} off the list LONG"
+    else:
+        assert not long, f"{text}; wanted at most {MAX_LINES} and {MAX_MEDIAN}"
+
+
+@each
+def test_kernel_is_named_as_jupyterlab_names_it(path):
+    kernel = read(path).metadata.kernelspec
+    assert dict(kernel) == {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+
+
+def set_up_cell(path):
+    return next(cell.source for cell in read(path).cells if cell.cell_type == "code")
+
+
+@each
+def test_set_up_cell_is_that_of_every_notebook(path):
+    assert set_up_cell(path) == set_up_cell(NOTEBOOKS[0])
+    assert f" {ADDRESS} course" in set_up_cell(path)
+
+
+@pytest.fixture
+def set_up(monkeypatch, tmp_path):
+    """set_up(fetch): run the set-up cell where the course is not installed; fetch(line) stands for the shell."""
+    importlib.import_module("course_lib.plots")  # so that all that is taken out here is put back at the end
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [])
+    monkeypatch.setattr(sys, "path_importer_cache", {})
+    for name in [name for name in sys.modules if name.partition(".")[0] == "course_lib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [finder for finder in sys.meta_path if "editable" not in repr(finder)])
+
+    def run(fetch):
+        shell = type("Shell", (), {"system": staticmethod(fetch)})
+        exec(TransformerManager().transform_cell(set_up_cell(NOTEBOOKS[0])), {"get_ipython": lambda: shell})
+
+    return run
+
+
+def test_set_up_in_a_wrong_kernel_fetches_nothing_and_says_what_to_do(set_up):
+    lines = []
+    with pytest.raises(ModuleNotFoundError, match="start with `make lab`"):
+        set_up(lines.append)
+    assert lines == []
+
+
+def test_set_up_on_colab_without_a_network_fails_in_one_sentence_and_can_be_repeated(set_up, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "google.colab", sys)
+    lines = []
+    with pytest.raises(ModuleNotFoundError, match="on Colab, check the network and run this cell again"):
+        set_up(lines.append)
+    assert [line.split()[:2] for line in lines] == [["git", "clone"], ["pip", "install"]]
+
+    def fetch(line):  # now there is one
+        package = tmp_path / "course" / "course_lib"
+        package.mkdir(parents=True, exist_ok=True)
+        (package / "__init__.py").touch()
+        (package / "plots.py").write_text("used = []\ndef use_style(): used.append(1)\n", encoding="utf-8")
+
+    set_up(fetch)
+    assert sys.modules["course_lib.plots"].used == [1]
 
 
 def notebook_printing(*outputs):
