@@ -4,16 +4,16 @@
     python measurements/cifar10_model.py --sheet data/results/ddpm_cifar10_samples.png --steps 50   (only pictures)
     torchrun --nproc_per_node 2 measurements/cifar10_model.py ...      (several processes, the same samples)
 
-Writes data/results/ddpm_cifar10.json, which notebooks 02 and 03 and the slides read. Measured rows are kept as they
-come: a killed run goes on with the rows that are missing (--fresh forgets them).
+Writes data/results/ddpm_cifar10.json, which notebooks 02 and 03 and the slides read. Each row is written as it comes: a
+killed run goes on with the rows that are missing.
 """
 
 import argparse
-import datetime
 import json
 import time
 from pathlib import Path
 
+import records
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -24,7 +24,7 @@ from tqdm import tqdm
 from course_lib import plots
 from course_lib.data import cifar10
 from course_lib.diffusion import checkpoint, guidance, samplers, schedule
-from course_lib.environment import CHECKPOINTS, RESULTS, device_name, on_cpu
+from course_lib.environment import CHECKPOINTS, PRECISIONS, RESULTS, on_cpu
 from course_lib.evaluation.metrics import (
     accuracy,
     diversity,
@@ -33,6 +33,7 @@ from course_lib.evaluation.metrics import (
     gaussian,
     load_classifier,
 )
+from course_lib.evaluation.statistics import share
 
 GUIDANCE = (0.0, 1.0, 1.5, 2.0, 3.0, 5.0)
 SOLVERS = [("ddim", n, eta) for eta in (0.0, 1.0) for n in (5, 10, 25, 50)] + [("heun", n, 0.0) for n in (3, 5, 13)]
@@ -49,19 +50,18 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=20, help="DDIM steps of the guidance curve")
     parser.add_argument("--main-steps", type=int, default=12, help="DDIM steps of the main figure")
     parser.add_argument("--batch-size", type=int, default=100)
-    parser.add_argument("--precision", choices=["no", "bf16", "fp16"], default="bf16")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sheet", type=Path, help="measure nothing: write 80 samples of --model to this PNG")
-    parser.add_argument("--fresh", action="store_true", help="measure everything again")
+    records.add_options(parser)
     return parser.parse_args()
 
 
-class Bench:
-    """The model, its judge, and one function that draws n samples and measures them."""
+class Cifar10Sampler:
+    """The model, the classifier that scores its samples, and the noises that they are drawn from."""
 
     def __init__(self, args: argparse.Namespace):
-        self.args, self.accelerator = args, Accelerator(mixed_precision=args.precision, cpu=on_cpu())
+        self.dtype = str(records.prepare(args)).removeprefix("torch.")
+        self.args, self.accelerator = args, Accelerator(mixed_precision=PRECISIONS[self.dtype], cpu=on_cpu())
         self.device = self.accelerator.device
         self.model = checkpoint.load(args.model, self.device)
         self.classifier, self.real = load_classifier(self.device)
@@ -92,12 +92,12 @@ class Bench:
         images, labels = self.samples(n, w, solver, steps, eta)
         seconds = time.time() - start
         features, logits = features_and_logits(self.classifier, images)
-        share = accuracy(logits, labels)
+        right = share(logits.argmax(1) == labels)
         return dict(
             w=w, solver=solver, steps=steps, eta=eta, n=n,
             evaluations=(2 * steps - 1 if solver == "heun" else steps),
-            frechet=round(frechet_distance(gaussian(features), self.real), 3), accuracy=round(share, 4),
-            accuracy_ci95=round(1.96 * (share * (1 - share) / n) ** 0.5, 4),
+            frechet=round(frechet_distance(gaussian(features), self.real), 3), accuracy=round(right.value, 4),
+            accuracy_ci95=round(right.half, 4),
             diversity=round(diversity(features, labels), 3), seconds=round(seconds, 1),
         )  # fmt: skip
 
@@ -125,52 +125,44 @@ def save_sheet(images: Tensor, path: Path) -> None:
 
 def main() -> None:
     args = arguments()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    bench = Bench(args)
+    sampler = Cifar10Sampler(args)
     if args.sheet:
-        save_sheet(bench.samples(80, args.w, "ddim", args.steps, 0.0)[0], args.sheet)
+        save_sheet(sampler.samples(80, args.w, "ddim", args.steps, 0.0)[0], args.sheet)
         return
     provenance = json.loads((args.model / "provenance.json").read_text())
-    weights = provenance["files"][checkpoint.WEIGHTS]["sha256"]
-    settings = ("n", "n_sweep", "w", "steps", "main_steps", "batch_size")
-    same = dict(  # what rows of an earlier run must share with this one, to stand beside its own
-        weights_sha256=weights, seed=args.seed, precision=args.precision,
-        arguments={name: getattr(args, name) for name in settings},
+    names = ("n", "n_sweep", "w", "steps", "main_steps", "batch_size")
+    setting = dict(
+        weights_sha256=provenance["files"][checkpoint.WEIGHTS]["sha256"], seed=args.seed, dtype=sampler.dtype,
+        arguments={name: getattr(args, name) for name in names}, made_by="measurements/cifar10_model.py",
     )  # fmt: skip
-    results = {"guidance": [], "solvers": []}
-    if args.out.is_file() and not args.fresh:
-        earlier = json.loads(args.out.read_text())
-        if all(earlier.get(name) == value for name, value in same.items()):
-            results = earlier
-    results.update(
-        **same, made_by="measurements/cifar10_model.py", processes=bench.accelerator.num_processes,
-        date=datetime.date.today().isoformat(), device=device_name(), threads=torch.get_num_threads(),
-        training={k: provenance[k] for k in ("data", "steps", "batch_size", "minutes", "device", "threads", "date")},
-    )  # fmt: skip
+    is_main = sampler.accelerator.is_main_process
+    record = records.start(args.out, setting, fresh=args.fresh and is_main)
+    guidance_rows, solver_rows = record.setdefault("guidance", []), record.setdefault("solvers", [])
+    record["training"] = {
+        key: provenance[key] for key in ("data", "steps", "batch_size", "minutes", "device", "threads", "date")
+    }
 
     def keep() -> None:
-        if not bench.accelerator.is_main_process:
-            return
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(results, indent=1) + "\n")
+        if is_main:
+            processes, threads = sampler.accelerator.num_processes, torch.get_num_threads()
+            records.write(args.out, record | dict(processes=processes, threads=threads))
 
-    if "real" not in results:
-        results["real"] = bench.real_rows(cifar10.load(args.data), args.n_sweep)
+    if "real" not in record:
+        record["real"] = sampler.real_rows(cifar10.load(args.data), args.n_sweep)
         keep()
     for w in GUIDANCE:
-        if w not in [row["w"] for row in results["guidance"]]:
-            results["guidance"].append(bench.measure(args.n_sweep, w, "ddim", args.steps))
+        if w not in [row["w"] for row in guidance_rows]:
+            guidance_rows.append(sampler.measure(args.n_sweep, w, "ddim", args.steps))
             keep()
     for solver, steps, eta in SOLVERS:
-        if (solver, steps, eta) not in [(row["solver"], row["steps"], row["eta"]) for row in results["solvers"]]:
-            results["solvers"].append(bench.measure(args.n_sweep, 1.0, solver, steps, eta))
+        if (solver, steps, eta) not in [(row["solver"], row["steps"], row["eta"]) for row in solver_rows]:
+            solver_rows.append(sampler.measure(args.n_sweep, 1.0, solver, steps, eta))
             keep()
-    if "main" not in results:
-        results["main"] = bench.measure(args.n, args.w, "ddim", args.main_steps)
+    if "main" not in record:
+        record["main"] = sampler.measure(args.n, args.w, "ddim", args.main_steps)
         keep()
-    if bench.accelerator.is_main_process:
-        print(json.dumps(results, indent=1))
+    if is_main:
+        print(json.dumps(record, indent=1))
 
 
 if __name__ == "__main__":

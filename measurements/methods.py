@@ -4,244 +4,211 @@
     python measurements/methods.py --subjects mochi --methods dreambooth
     python measurements/methods.py --subjects tilly rollo --threads 1  several of these share the file
 
-Each subject is learnt from its five pictures by each method, and then drawn for its evaluation prompts, the same noises
-for all. What is measured, with 95 % intervals over prompts:
-    fidelity     dot product of the judge's individual vectors: samples with the reference views
-    truth        the same with the ground truth that the renderer draws for the prompt
-    prompt       share of what the prompt names (scene, accessory, style, relation) that the judge reads off the picture
-    clip_t       the miniature CLIP's cosine of picture and prompt, the new word left out
-    diversity    mean distance of two samples of one prompt, in the judge's features
-    drift        fidelity of "a photo of a <noun>", without the new word, to the subject: what leaked into the class
-    spread       mean distance of two samples of that class prompt
-    others       mean distance of the class samples to those of the untouched model, same noises
-and the seconds, steps, tensors and bytes of a concept. Beside the figures stands personalization_samples.png, with the
-first sample of each new scene. The methods' settings for the miniature were chosen beforehand, on tofu and tockle, who
-are not measured; with --lr this can be done again:
+Each subject is learnt from its five pictures by each method, and then drawn for its evaluation prompts, from the same
+noises for all methods. The scores are those of course_lib/evaluation/personalized.py, one number for each prompt.
+Beside them: the subject fidelity of the method's own prompt before training, and the seconds, steps, tensors and bytes
+of a concept. personalization_samples.png has the first sample of each new scene. The methods' settings for the Toybox
+model were chosen beforehand, on tofu and tockle, who are not measured; with --lr this can be done again:
     python measurements/methods.py --subjects tofu tockle --methods custom_diffusion --lr 1e-3 --out runs/lr.json
 """
 
 import argparse
-import datetime
-import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import records
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from transformers import CLIPModel
 
-from course_lib import environment
-from course_lib.environment import REPOSITORY, RESULTS, device_name, sha256
-from course_lib.evaluation import judge
-from course_lib.evaluation.metrics import interval
+from course_lib.cli.methods import METHODS
+from course_lib.environment import REPOSITORY, RESULTS
+from course_lib.evaluation.personalized import Scorer, by_prompt
 from course_lib.latent import stable_diffusion
 from course_lib.latent.stable_diffusion import StableDiffusion
-from course_lib.personalization import custom_diffusion, dreambooth, lora, textual_inversion
+from course_lib.personalization import dreambooth
 from course_lib.personalization.concept import Concept, concept_of
 from course_lib.personalization.finetune import finetune
-from course_lib.personalization.recipe import Recipe
 from course_lib.personalization.regularisation import toybox_regularisation
 from course_lib.plots import grid, montage
 from course_lib.toybox import subjects
-from course_lib.toybox.world import Spec, render
+from course_lib.toybox.world import render
 
 SUBJECTS = ("mochi", "biscuit", "tilly", "rollo")  # two pets, two things
 PRIOR = 100  # pictures of the class
-NAMED = ("scene", "accessory", "style", "relation")
 NEW = len(subjects.NEW_SCENES)  # a subject's first prompts
 ON_SHEET = {"base": "untouched model", "textual_inversion": "Textual Inversion", "dreambooth": "DreamBooth",
             "lora": "LoRA", "custom_diffusion": "Custom Diffusion"}  # fmt: skip
 
 
-def dreambooth_recipe(sd: StableDiffusion, folder: Path, noun: str, weight: float) -> Recipe:
-    prior = dreambooth.prior_examples(sd, noun, PRIOR) if weight else None
-    return dreambooth.recipe(sd, folder, noun=noun, prior=prior, prior_weight=weight)
+@dataclass(frozen=True)
+class Variant:
+    """A row of the measurement: a method of cli/methods.py with options of its own; no method: the untouched model.
+
+    prior_weight: lambda; 0 trains without pictures of the class.  regularised: whether Custom Diffusion gets them.
+    """
+
+    method: str | None = None
+    prior_weight: float = 0.0
+    regularised: bool = False
+
+    def options(self, sd: StableDiffusion, noun: str) -> dict:
+        if self.regularised:
+            return dict(regularisation=[toybox_regularisation(sd, noun, 200)])
+        if self.prior_weight:
+            return dict(prior=dreambooth.prior_examples(sd, noun, PRIOR), prior_weight=self.prior_weight)
+        return {}
+
+    def recipe(self, sd: StableDiffusion, name: str):
+        """The recipe, a context manager, for a subject such as "mochi"."""
+        noun = subjects.SUBJECTS[name].noun
+        return METHODS[self.method].recipe(sd, pictures_of(name), noun=noun, **self.options(sd, noun))
+
+    def name(self, noun: str) -> str:
+        """What stands for the subject in a prompt."""
+        method = METHODS.get(self.method)
+        return method.name(method.token, noun) if method else noun
 
 
-def custom_recipe(sd: StableDiffusion, folder: Path, noun: str, regularised: bool) -> Recipe:
-    pictures = [toybox_regularisation(sd, noun, 200)] if regularised else []
-    return custom_diffusion.recipe(sd, folder, noun=noun, regularisation=pictures)
-
-
-# method -> (recipe, what stands for the subject in a prompt)
-METHODS: dict[str, tuple[Callable[[StableDiffusion, Path, str], Recipe] | None, str]] = {
-    "base": (None, "{noun}"),  # the model as it is, which only knows the class
-    "textual_inversion": (lambda sd, f, noun: textual_inversion.recipe(sd, f, token="<v>", noun=noun), "<v>"),
-    "dreambooth": (lambda sd, f, noun: dreambooth_recipe(sd, f, noun, 1.0), "sks {noun}"),
-    "dreambooth_no_prior": (lambda sd, f, noun: dreambooth_recipe(sd, f, noun, 0.0), "sks {noun}"),
-    "dreambooth_prior_0.3": (lambda sd, f, noun: dreambooth_recipe(sd, f, noun, 0.3), "sks {noun}"),
-    "dreambooth_prior_3": (lambda sd, f, noun: dreambooth_recipe(sd, f, noun, 3.0), "sks {noun}"),
-    "lora": (lambda sd, f, noun: lora.recipe(sd, f, noun=noun), "sks {noun}"),
-    "custom_diffusion": (lambda sd, f, noun: custom_recipe(sd, f, noun, True), "<v> {noun}"),
-    "custom_diffusion_no_regularisation": (lambda sd, f, noun: custom_recipe(sd, f, noun, False), "<v> {noun}"),
+VARIANTS = {
+    "base": Variant(),
+    "textual_inversion": Variant("textual_inversion"),
+    "dreambooth": Variant("dreambooth", prior_weight=1.0),
+    "dreambooth_no_prior": Variant("dreambooth"),
+    "dreambooth_prior_0.3": Variant("dreambooth", prior_weight=0.3),
+    "dreambooth_prior_3": Variant("dreambooth", prior_weight=3.0),
+    "lora": Variant("lora"),
+    "custom_diffusion": Variant("custom_diffusion", regularised=True),
+    "custom_diffusion_no_regularisation": Variant("custom_diffusion"),
 }
 
 
-def pixels(specs: list[Spec]) -> Tensor:
-    """What the renderer draws: (N, 3, 64, 64) in [-1, 1]."""
-    return torch.stack([torch.from_numpy(render(spec)) for spec in specs]).permute(0, 3, 1, 2) / 127.5 - 1
+def pictures_of(name: str) -> Path:
+    """The folder with a subject's five pictures."""
+    return REPOSITORY / "data" / "subjects" / name
 
 
 def kind_of(name: str) -> str:
-    """Of which kind of layer a weight of the UNet is."""
+    """The kind of layer that a weight of the UNet belongs to."""
     return "cross-attention" if ".attn2." in name else "self-attention" if ".attn1." in name else "rest"
 
 
-class Bench:
-    """The base model, those who score it, and what they saw of the base model."""
+class Sampler:
+    """The base model with the options of a measurement, its scorer, and samples drawn from fixed noises."""
 
     def __init__(self, args: argparse.Namespace):
-        if getattr(args, "threads", None):
-            torch.set_num_threads(args.threads)
-        self.args = args
-        self.sd = stable_diffusion.load(args.model, dtype=environment.quick_dtype(environment.device()))
+        dtype = records.prepare(args)
+        self.args, self.sd = args, stable_diffusion.load(args.model, dtype=dtype)
         self.weights = {name: param.detach().clone() for name, param in self.sd.unet.named_parameters()}
-        self.judge = judge.load_judge(self.sd.device)
-        self.clip = CLIPModel.from_pretrained(self.sd.source / "clip", dtype=torch.float32).eval().to(self.sd.device)
-        self.class_before: dict[str, Tensor] = {}
+        self.scorer = Scorer(self.sd)
+        self.class_before: dict[str, Tensor] = {}  # noun -> samples of the untouched model
+
+    def setting(self) -> dict:
+        """What the figures depend on, beside the code."""
+        args = self.args
+        return dict(images=args.images, steps=args.steps, w=args.w, seed=0) | records.setting_of_model(self.sd)
 
     def draw(self, prompts: list[str], seed: int) -> Tensor:
         """(len(prompts) * images, 3, 64, 64): `images` of each prompt, from noises that depend on the seed alone."""
-        count, args = self.args.images, self.args
-        noise = self.sd.noise(len(prompts) * count, seed=seed)
-        return self.sd.sample(prompts, w=args.w, steps=args.steps, x_T=noise, batch=16)
+        noise = self.sd.noise(len(prompts) * self.args.images, seed=seed)
+        return self.sd.sample(prompts, w=self.args.w, steps=self.args.steps, x_T=noise, batch=16)
 
-    @torch.no_grad()
-    def individual(self, x: Tensor) -> Tensor:
-        return torch.cat([self.judge.individual(part) for part in x.split(100)])
+    def draw_subject(self, subject: subjects.Subject, name: str) -> Tensor:
+        """The evaluation prompts of a subject; `name` stands for it in them."""
+        return self.draw([template.format(name) for template, _ in subjects.prompts(subject.name)], seed=3)
 
-    @torch.no_grad()
-    def clip_t(self, x: Tensor, prompts: list[str]) -> Tensor:
-        ids = self.sd.tokenizer(prompts, padding="longest", truncation=True, return_tensors="pt").input_ids
-        image = self.clip.visual_projection(self.clip.vision_model(pixel_values=x).pooler_output)
-        text = self.clip.text_projection(self.clip.text_model(input_ids=ids.to(x.device)).pooler_output)
-        return F.cosine_similarity(image, text)
-
-    def spread(self, x: Tensor) -> Tensor:
-        """For each prompt the mean distance of two of its samples, in the judge's features: (prompts,)."""
-        features = judge.answers(self.judge, x)[1].view(-1, self.args.images, self.judge.identity.in_features)
-        return torch.stack([torch.pdist(rows).mean() for rows in features])
-
-    def references(self, name: str) -> Tensor:
-        """The judge's individual vectors of a subject's five reference views: (5, D)."""
-        return self.individual(pixels(subjects.references(name)))
-
-    def class_samples(self, noun: str) -> Tensor:
+    def draw_class(self, noun: str) -> Tensor:
+        """Eight groups of samples of "a photo of a <noun>"."""
         return self.draw([f"a photo of a {noun}"] * 8, seed=7)
 
-    def measure(self, subject: subjects.Subject, method: str, name: str) -> dict:
-        """All figures of one model and subject; `name` stands for the subject in prompts."""
-        count, noun = self.args.images, subject.noun
-        templates, fields = zip(*subjects.prompts(subject.name), strict=True)
-        specs = [subject.spec(seed=0, **f) for f in fields]
-        references = self.references(subject.name)
-        truth = self.individual(pixels(specs)).repeat_interleave(count, dim=0)
-        x = self.draw([template.format(name) for template in templates], seed=3)
-        self.args.samples.mkdir(parents=True, exist_ok=True)
-        strip = montage(x[: NEW * count : count], NEW, gap=0)
-        Image.fromarray(strip).save(self.args.samples / f"{subject.name}_{method}.png")
-        own = self.individual(x)
-        by_prompt = {
-            "fidelity": (own @ references.T).mean(1),
-            "truth": (own * truth).sum(1),
-            "prompt": self.named(x, specs, fields),
-            "clip_t": self.clip_t(x, [t.format(noun) for t in templates for _ in range(count)]),
-        }
-        by_prompt = {key: value.view(-1, count).mean(1) for key, value in by_prompt.items()}
-        of_class = self.class_samples(noun)
-        by_prompt |= {"diversity": self.spread(x), "spread": self.spread(of_class)}
-        by_prompt["drift"] = (self.individual(of_class) @ references.T).mean(1).view(-1, count).mean(1)
-        before, after = (judge.answers(self.judge, images)[1] for images in (self.class_before[noun], of_class))
-        by_prompt["others"] = (before - after).norm(dim=1).view(-1, count).mean(1)
-        row = {}
-        for key, value in by_prompt.items():
-            row |= {key: round(value.mean().item(), 4), f"{key}_ci": round(interval(value), 4)}
-        return row | {"by_prompt": {key: [round(v, 3) for v in rows.tolist()] for key, rows in by_prompt.items()}}
+    def subject_fidelity(self, x: Tensor, references: Tensor) -> Tensor:
+        return by_prompt(self.scorer.subject_fidelity(x, references), self.args.images)
 
-    def change(self, concept: Concept) -> dict:
-        """Mean of ||W - W_0|| / ||W_0|| over the weights of each kind of layer, and their share of the numbers."""
-        found, sizes = {}, {}
-        for name, base in self.weights.items():
-            kind = kind_of(name)
-            if f"unet.{name}" in concept.tensors and base.ndim > 1:  # no biases, no normalisations
-                change = (concept.tensors[f"unet.{name}"].float() - base.float().cpu()).norm() / base.float().norm()
-                found.setdefault(kind, []).append(round(change.item(), 5))
-                sizes[kind] = sizes.get(kind, 0) + base.numel()
-        return {kind: dict(by_weight=rows, share=sizes[kind] / sum(sizes.values())) for kind, rows in found.items()}
 
-    def named(self, x: Tensor, specs, fields) -> Tensor:
-        """For each sample the share of the named attributes that the judge reads off it."""
-        logits, said = judge.answers(self.judge, x)[0], judge.labels(specs)
-        shares = []
-        for k, field in enumerate(fields):
-            rows = slice(k * self.args.images, (k + 1) * self.args.images)
-            right = [logits[n][rows].argmax(1) == said[n][k] for n in NAMED if n in field]
-            shares.append(torch.stack(right).float().mean(0))
-        return torch.cat(shares)
+def measure(sampler: Sampler, subject: subjects.Subject, method: str, name: str) -> dict:
+    """All scores of the model as it is now; `name` stands for the subject in prompts."""
+    args, score, noun = sampler.args, sampler.scorer, subject.noun
+    templates, fields = zip(*subjects.prompts(subject.name), strict=True)
+    references, count = score.references(subject.name), args.images
+    x, of_class = sampler.draw_subject(subject, name), sampler.draw_class(noun)
+    args.samples.mkdir(parents=True, exist_ok=True)
+    strip = montage(x[: NEW * count : count], NEW, gap=0)
+    Image.fromarray(strip).save(args.samples / f"{subject.name}_{method}.png")
+    plain = [template.format(noun) for template in templates for _ in range(count)]
+    scores = {
+        "subject_fidelity": sampler.subject_fidelity(x, references),
+        "prompt_fidelity": by_prompt(score.prompt_fidelity(x, fields, count), count),
+        "clip_t": by_prompt(score.clip_t(x, plain), count),
+        "diversity": score.diversity(x, count),
+        "class_drift": sampler.subject_fidelity(of_class, references),
+        "class_diversity": score.diversity(of_class, count),
+        "class_shift": by_prompt(score.class_shift(of_class, sampler.class_before[noun]), count),
+    }
+    means = {key: round(value.mean().item(), 4) for key, value in scores.items()}
+    return means | {"by_prompt": {key: [round(v, 3) for v in value.tolist()] for key, value in scores.items()}}
 
-    def row(self, subject: subjects.Subject, method: str) -> dict:
-        """Learn a subject by a method, and measure."""
-        make, name = METHODS[method]
-        if subject.noun not in self.class_before:
-            self.class_before[subject.noun] = self.class_samples(subject.noun)
-        if make is None:
-            return self.measure(subject, method, subject.noun)
+
+def change(sampler: Sampler, concept: Concept) -> dict:
+    """||W - W_0|| / ||W_0|| of the weights of each kind of layer, and their share of the numbers."""
+    found, sizes = {}, {}
+    for name, base in sampler.weights.items():
+        kind = kind_of(name)
+        if f"unet.{name}" in concept.tensors and base.ndim > 1:  # no biases, no normalisations
+            moved = (concept.tensors[f"unet.{name}"].float() - base.float().cpu()).norm() / base.float().norm()
+            found.setdefault(kind, []).append(round(moved.item(), 5))
+            sizes[kind] = sizes.get(kind, 0) + base.numel()
+    return {kind: dict(by_weight=rows, share=sizes[kind] / sum(sizes.values())) for kind, rows in found.items()}
+
+
+def row(sampler: Sampler, subject: subjects.Subject, method: str) -> dict:
+    """Learn a subject by a method, and measure."""
+    variant = VARIANTS[method]
+    if subject.noun not in sampler.class_before:
+        sampler.class_before[subject.noun] = sampler.draw_class(subject.noun)
+    name = variant.name(subject.noun)
+    if not variant.method:
+        return measure(sampler, subject, method, name)
+    start = time.perf_counter()
+    with variant.recipe(sampler.sd, subject.name) as recipe:
+        if sampler.args.lr:
+            recipe.settings = replace(recipe.settings, lr=sampler.args.lr)
+        to_prepare = time.perf_counter() - start
+        references = sampler.scorer.references(subject.name)
+        untouched = sampler.subject_fidelity(sampler.draw_subject(subject, name), references)
         start = time.perf_counter()
-        with make(self.sd, REPOSITORY / "data" / "subjects" / subject.name, subject.noun) as recipe:
-            if getattr(self.args, "lr", None):
-                recipe.settings = replace(recipe.settings, lr=self.args.lr)
-            prepared = time.perf_counter()
-            for _ in finetune(self.sd, recipe):
-                pass
-            done, concept = time.perf_counter(), concept_of(recipe)
-            row = self.measure(subject, method, name.format(noun=subject.noun))
-        if method == "dreambooth_no_prior":
-            row["change"] = self.change(concept)
-        return row | dict(
-            seconds_to_prepare=round(prepared - start, 1), seconds_to_train=round(done - prepared, 1),
-            steps=recipe.settings.steps, lr=recipe.settings.lr, batch_size=recipe.settings.batch_size,
-            tensors=len(concept.tensors), parameters=sum(v.numel() for v in concept.tensors.values()),
-            bytes=concept.bytes,
-        )  # fmt: skip
+        for _ in finetune(sampler.sd, recipe):
+            pass
+        to_train, concept = time.perf_counter() - start, concept_of(recipe)
+        found = measure(sampler, subject, method, name)
+    found["by_prompt"]["untouched_subject_fidelity"] = [round(v, 3) for v in untouched.tolist()]
+    if method == "dreambooth_no_prior":
+        found["change"] = change(sampler, concept)
+    return found | dict(
+        seconds_to_prepare=round(to_prepare, 1), seconds_to_train=round(to_train, 1),
+        steps=recipe.settings.steps, lr=recipe.settings.lr, batch_size=recipe.settings.batch_size,
+        tensors=len(concept.tensors), parameters=sum(v.numel() for v in concept.tensors.values()), bytes=concept.bytes,
+    )  # fmt: skip
 
 
-def setting_of(args: argparse.Namespace, bench: Bench) -> dict:
-    """What the figures depend on, beside the code: figures of another setting do not count."""
-    files = sorted(bench.sd.source.rglob("*.safetensors"))
-    weights = {str(p.relative_to(bench.sd.source)): sha256(p)[:16] for p in files}
-    dtype = str(bench.sd.dtype).removeprefix("torch.")
-    return dict(images=args.images, steps=args.steps, w=args.w, seed=0, dtype=dtype, weights=weights)
+def measure_missing(args: argparse.Namespace, setting: dict, table: str, measure_row: Callable) -> Iterator[tuple]:
+    """Call measure_row(subject, method) where the record's table has no row yet; yields names and row once written.
 
-
-def record_of(path: Path, setting: dict, *tables: str) -> dict:
-    """What `path` holds, by an earlier run or by one beside this one; of another setting, or none: empty tables."""
-    earlier = json.loads(path.read_text()) if path.is_file() else {}
-    same = all(earlier.get(key) == value for key, value in setting.items())
-    return earlier if same else setting | {table: {} for table in tables}
-
-
-def keep(path: Path, record: dict) -> None:
-    record.update(device=device_name(), date=datetime.date.today().isoformat(), torch=torch.__version__)
-    path.write_text(json.dumps(record, indent=1) + "\n")
-
-
-def measure_missing(args: argparse.Namespace, setting: dict, table: str, row: Callable) -> Iterator[tuple]:
-    """Measure row(subject, method) where the record's table has none; yields names and row once they are kept."""
+    The record is read again before each row, since several processes may share it.
+    """
+    records.start(args.out, setting, table, fresh=args.fresh)
     for name in args.subjects:
         for method in args.methods:
-            if method in record_of(args.out, setting, table)[table].get(name, {}):
+            if method in records.read(args.out, setting, table)[table].get(name, {}):
                 continue
-            measured = row(subjects.SUBJECTS[name], method)
-            record = record_of(args.out, setting, table)
+            measured = measure_row(subjects.SUBJECTS[name], method)
+            record = records.read(args.out, setting, table)
             rows = record[table]
             rows.setdefault(name, {})[method] = measured
             record[table] = {one: rows[one] for one in subjects.SUBJECTS if one in rows}
-            keep(args.out, record)
+            records.write(args.out, record)
             yield name, method, measured
 
 
@@ -263,10 +230,9 @@ def sheet(args: argparse.Namespace, out: Path) -> None:
     scenes = [scene.split()[-1] for scene in subjects.NEW_SCENES]
     fig = grid(torch.stack(tiles).permute(0, 3, 1, 2), NEW, "", labels, scenes, tile=0.7)
     fig.savefig(out, dpi=110, bbox_inches="tight")
-    Image.open(out).convert("RGB").quantize(256).save(out, optimize=True)
 
 
-def arguments(parser: argparse.ArgumentParser, out: str, images: int) -> argparse.ArgumentParser:
+def add_sampling(parser: argparse.ArgumentParser, out: str, images: int) -> None:
     """The options of a measurement of methods on subjects."""
     add = parser.add_argument
     add("--model", default="toybox", help="as in load(); its name chooses the methods' settings")
@@ -274,23 +240,21 @@ def arguments(parser: argparse.ArgumentParser, out: str, images: int) -> argpars
     add("--images", type=int, default=images, help="samples of each prompt")
     add("--steps", type=int, default=12, help="DDIM steps")
     add("--w", type=float, default=5.0, help="guidance")
-    add("--threads", type=int, help="CPU threads (default: all)")
-    return parser
+    records.add_options(parser)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments(parser, "personalization.json", images=4)
+    add_sampling(parser, "personalization.json", images=4)
     parser.add_argument("--subjects", nargs="+", default=list(SUBJECTS), choices=list(subjects.SUBJECTS))
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--methods", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--lr", type=float, help="a learning rate in place of the methods' own, to choose one")
-    parser.add_argument("--samples", type=Path, default=Path("runs/personalize"), help="where first samples are kept")
+    parser.add_argument("--samples", type=Path, default=Path("runs/personalize"), help="folder for first samples")
     args = parser.parse_args()
-    bench = Bench(args)
-    setting = setting_of(args, bench) | dict(made_by="measurements/methods.py")
-    setting |= dict(lr=args.lr) if args.lr else {}
-    for name, method, row in measure_missing(args, setting, "rows", bench.row):
-        print(name, method, {k: v for k, v in row.items() if isinstance(v, (int, float))}, flush=True)
+    sampler = Sampler(args)
+    setting = sampler.setting() | dict(lr=args.lr, made_by="measurements/methods.py")
+    for name, method, found in measure_missing(args, setting, "rows", lambda *one: row(sampler, *one)):
+        print(name, method, {k: v for k, v in found.items() if isinstance(v, (int, float))}, flush=True)
     sheet(args, args.out.with_name("personalization_samples.png"))
 
 

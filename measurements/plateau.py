@@ -1,15 +1,16 @@
-"""How fidelity rises over a training, and whether a method's own number of steps lies on the plateau.
+"""How subject fidelity rises over a training, and whether a method's own number of steps lies on the plateau.
 
     python measurements/plateau.py                       writes data/results/plateau.json
     python measurements/plateau.py --subjects tilly --methods lora --threads 1      several of these share the file
 
 A training of half as many steps again as the method's settings say is stopped at quarters of these steps, and the
 subject is drawn for its evaluation prompts, from the same noises each time. A step depends on the seed and its number
-alone, so what is seen at step n is what a training of n steps gives.
-    fidelity    as in measurements/methods.py, one number a prompt
-    seconds     of training until there, without drawing
-    later       fidelity at the last step - at the method's own steps, with its 95 % interval over prompts
-    rises       "holds" if later is above 0 beyond its interval, "does not hold" if below it, else "cannot tell"
+alone, so step n shows what a training of n steps gives.
+    subject_fidelity    as in course_lib/evaluation/personalized.py, one number a prompt
+    seconds             of training until there, without drawing
+    later               subject fidelity at the last step minus that at the method's own steps, with its interval over
+                        subjects (of one subject: over its prompts)
+    rises               "holds" if later is above 0 beyond its interval, "does not hold" if below it, else "cannot tell"
 """
 
 import argparse
@@ -17,20 +18,12 @@ import time
 from dataclasses import replace
 from functools import partial
 
+import records
 import torch
-from claims import difference, told
-from methods import (
-    METHODS,
-    SUBJECTS,
-    Bench,
-    arguments,
-    keep,
-    measure_missing,
-    record_of,
-    setting_of,
-)
+from methods import SUBJECTS, VARIANTS, Sampler, add_sampling, measure_missing
 
-from course_lib.environment import REPOSITORY
+from course_lib.evaluation.claims import verdict_of
+from course_lib.evaluation.statistics import over_subjects
 from course_lib.personalization.finetune import finetune
 from course_lib.toybox import subjects
 
@@ -38,24 +31,23 @@ CURVES = ("textual_inversion", "dreambooth", "lora", "custom_diffusion")
 QUARTERS = (0, 1, 2, 3, 4, 6)  # of the method's own steps
 
 
-def curve(bench: Bench, subject: subjects.Subject, method: str) -> list[dict]:
-    """Rows of step, seconds and fidelity, before the first step and at each of QUARTERS."""
-    make, name = METHODS[method]
-    prompts = [template.format(name.format(noun=subject.noun)) for template, _ in subjects.prompts(subject.name)]
-    references, rows = bench.references(subject.name), []
+def curve(sampler: Sampler, subject: subjects.Subject, method: str) -> list[dict]:
+    """Rows of step, seconds and subject fidelity, before the first step and at each of QUARTERS."""
+    variant = VARIANTS[method]
+    references, rows = sampler.scorer.references(subject.name), []
 
     def look(step: int, seconds: float) -> None:
-        likeness = (bench.individual(bench.draw(prompts, seed=3)) @ references.T).mean(1)
-        by_prompt = likeness.view(-1, bench.args.images).mean(1)
-        rows.append(dict(step=step, seconds=round(seconds, 1), fidelity=[round(v, 3) for v in by_prompt.tolist()]))
+        values = sampler.subject_fidelity(sampler.draw_subject(subject, variant.name(subject.noun)), references)
+        found = [round(v, 3) for v in values.tolist()]
+        rows.append(dict(step=step, seconds=round(seconds, 1), subject_fidelity=found))
 
-    with make(bench.sd, REPOSITORY / "data" / "subjects" / subject.name, subject.noun) as recipe:
+    with variant.recipe(sampler.sd, subject.name) as recipe:
         own, seconds = recipe.settings.steps, 0.0
         stops = [own * quarter // 4 for quarter in QUARTERS]
         recipe.settings = replace(recipe.settings, steps=stops[-1])
         look(0, 0.0)
         start = time.perf_counter()
-        for step, _ in finetune(bench.sd, recipe):
+        for step, _ in finetune(sampler.sd, recipe):
             if step in stops:
                 seconds += time.perf_counter() - start
                 look(step, seconds)
@@ -64,38 +56,39 @@ def curve(bench: Bench, subject: subjects.Subject, method: str) -> list[dict]:
 
 
 def summary(curves: dict[str, dict[str, list]]) -> dict:
-    """Per method, over its subjects: mean fidelity and seconds at each stop, and what more steps bring."""
-    found = {}
-    for method in CURVES:
-        rows = [curves[name][method] for name in curves if method in curves[name]]
-        if not rows:
-            continue
-        at = lambda k: torch.cat([torch.tensor(row[k]["fidelity"]) for row in rows])  # noqa: E731, B023
-        later = difference(at(len(QUARTERS) - 1) - at(QUARTERS.index(4)))
-        found[method] = dict(
-            steps=[row["step"] for row in rows[0]],
-            seconds=[round(sum(row[k]["seconds"] for row in rows) / len(rows), 1) for k in range(len(QUARTERS))],
-            fidelity=[round(at(k).mean().item(), 3) for k in range(len(QUARTERS))],
-            later=later, rises=told(later), plateau=told(later) != "holds",
-        )  # fmt: skip
-    return found
+    """For each method, over its subjects: mean subject fidelity and seconds at each stop, and what more steps bring."""
+    return {method: _summary_of([rows[method] for rows in curves.values() if method in rows])
+            for method in CURVES if any(method in rows for rows in curves.values())}  # fmt: skip
+
+
+def _summary_of(rows: list[list[dict]]) -> dict:
+    values = [torch.tensor([stop["subject_fidelity"] for stop in row]) for row in rows]  # each (stops, prompts)
+    later = over_subjects([value[-1] - value[QUARTERS.index(4)] for value in values])
+    verdict, count = verdict_of(later), len(rows)
+    return dict(
+        steps=[stop["step"] for stop in rows[0]],
+        seconds=[round(sum(row[k]["seconds"] for row in rows) / count, 1) for k in range(len(QUARTERS))],
+        subject_fidelity=[round(sum(v[k].mean().item() for v in values) / count, 3) for k in range(len(QUARTERS))],
+        later=later.as_dict(), rises=verdict, plateau=verdict != "holds",
+    )  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments(parser, "plateau.json", images=2)
+    add_sampling(parser, "plateau.json", images=2)
     parser.add_argument("--subjects", nargs="+", default=["mochi"], choices=SUBJECTS)
     parser.add_argument("--methods", nargs="+", default=list(CURVES), choices=CURVES)
     args = parser.parse_args()
-    bench = Bench(args)
-    setting = setting_of(args, bench) | dict(made_by="measurements/plateau.py")
-    for name, method, _ in measure_missing(args, setting, "curves", partial(curve, bench)):
-        print(name, method, flush=True)
-    record = record_of(args.out, setting, "curves")
-    record.update(methods=summary(record["curves"]), threads=torch.get_num_threads())
-    keep(args.out, record)
+    sampler = Sampler(args)
+    setting = sampler.setting() | dict(made_by="measurements/plateau.py")
+    new = [(name, method) for name, method, _ in measure_missing(args, setting, "curves", partial(curve, sampler))]
+    record = records.read(args.out, setting, "curves")
+    record["methods"] = summary(record["curves"])
+    if new:
+        record["threads"] = torch.get_num_threads()
+    records.write(args.out, record, measured=bool(new))
     for method, found in record["methods"].items():
-        print(method, dict(zip(found["steps"], found["fidelity"], strict=True)), found["later"])
+        print(method, dict(zip(found["steps"], found["subject_fidelity"], strict=True)), found["later"])
 
 
 if __name__ == "__main__":

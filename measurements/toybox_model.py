@@ -6,17 +6,15 @@
 For 1,000 held-out specs (split "test") the full description is the prompt. The judge reads the pictures drawn at
 w = 1, 3, 5, 7.5, and real renderings of the same specs; Fréchet distances are in its feature space, against 4,000 other
 renderings. Also written: the contact sheet of the README (64 prompts, one sample each, none chosen) and the time that a
-picture takes. Rows are kept as they come: a killed run goes on with the missing ones (--fresh forgets them).
+picture takes. Each row is written as it comes: a killed run goes on with the missing ones.
 """
 
 import argparse
-import datetime
-import json
 import time
 from pathlib import Path
 
+import records
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from PIL import Image
@@ -24,9 +22,9 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import CLIPModel
 
-from course_lib.environment import CHECKPOINTS, RESULTS, device_name, on_cpu, quick_dtype, sha256
-from course_lib.evaluation import judge
-from course_lib.evaluation.metrics import frechet_distance, gaussian, interval
+from course_lib.environment import CHECKPOINTS, RESULTS, from_uint8, on_cpu
+from course_lib.evaluation import judge, statistics
+from course_lib.evaluation.metrics import clip_t, frechet_distance, gaussian
 from course_lib.latent import stable_diffusion
 from course_lib.plots import montage
 from course_lib.toybox import captions, sets
@@ -42,36 +40,24 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=15, help="DDIM steps")
     parser.add_argument("--sheet-w", type=float, default=5.0, help="guidance of the contact sheet")
     parser.add_argument("--batch-size", type=int, default=50)
-    parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--fresh", action="store_true", help="measure everything again")
+    records.add_options(parser)
     return parser.parse_args()
 
 
-def clip_scores(clip: CLIPModel, tokenizer, x: Tensor, prompts: list[str]) -> Tensor:
-    """CLIP-T: cosine of each picture (B, 3, 64, 64) with its own prompt, by the miniature CLIP."""
-    ids = tokenizer(prompts, padding="longest", truncation=True, return_tensors="pt").input_ids.to(x.device)
-    image = clip.visual_projection(clip.vision_model(pixel_values=x).pooler_output)
-    text = clip.text_projection(clip.text_model(input_ids=ids).pooler_output)
-    return F.cosine_similarity(image, text)
+def scores(logits: dict[str, Tensor], specs) -> dict[str, dict]:
+    """The share of right answers for each attribute, with Wilson's interval."""
+    return {name: statistics.share(right).as_dict() for name, right in judge.correct(logits, specs).items()}
 
 
-def scores(logits: dict[str, Tensor], specs) -> dict[str, float]:
-    """Accuracy of each attribute with half the width of its 95 % interval."""
-    row = {}
-    for name, right in judge.correct(logits, specs).items():
-        row[name] = round(right.float().mean().item(), 4)
-        row[f"{name}_ci"] = round(interval(right.float()), 4)
-    return row
-
-
-class Bench:
-    """The model, those who score it, and the prompts."""
+class PromptSampler:
+    """The model, the judge and the CLIP that score it, and the held-out prompts."""
 
     def __init__(self, args: argparse.Namespace):
+        dtype = records.prepare(args)
         self.args, self.accelerator = args, Accelerator(cpu=on_cpu())
         device = self.accelerator.device
-        self.sd = stable_diffusion.load(args.model, device, quick_dtype(device))
+        self.sd = stable_diffusion.load(args.model, device, dtype)
         self.judge = judge.load_judge(device)
         self.clip = CLIPModel.from_pretrained(args.model / "clip", dtype=torch.float32).eval().to(device)
         with self.accelerator.main_process_first():
@@ -84,17 +70,17 @@ class Bench:
     def measure(self, images: Tensor, rows: list[int]) -> tuple[dict, Tensor, Tensor]:
         logits, features = judge.answers(self.judge, images)
         prompts = [self.prompts[row] for row in rows]
-        return logits, features, clip_scores(self.clip, self.sd.tokenizer, images.to(self.sd.device), prompts).cpu()
+        return logits, features, clip_t(self.clip, self.sd.tokenizer, images.to(self.sd.device), prompts).cpu()
 
-    def row(self, logits: dict, features: Tensor, clip_t: Tensor) -> dict:
-        """Figures of one set of pictures, one for each prompt."""
+    def row(self, logits: dict, features: Tensor, alignment: Tensor) -> dict:
+        """All figures of one set of pictures, one picture for each prompt.  alignment: CLIP-T of each."""
         return scores(logits, self.test.specs) | dict(
             frechet=round(frechet_distance(gaussian(features.double()), self.others), 3),
-            clip_t=round(clip_t.mean().item(), 4), clip_t_ci=round(interval(clip_t), 4),
+            clip_t=statistics.mean(alignment).as_dict(),
         )  # fmt: skip
 
     def real(self) -> dict:
-        x = torch.from_numpy(self.test.images).permute(0, 3, 1, 2).float() / 127.5 - 1
+        x = from_uint8(self.test.images)
         return self.row(*self.measure(x, list(range(len(x)))))
 
     def generated(self, w: float) -> dict:
@@ -136,36 +122,27 @@ class Bench:
 
 def main() -> None:
     args = arguments()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    bench = Bench(args)
-    is_main = bench.accelerator.is_main_process
-    weights = {str(p.relative_to(args.model)): sha256(p)[:16] for p in sorted(args.model.rglob("*.safetensors"))}
-    setting = dict(prompts=args.prompts, steps=args.steps, seed=args.seed, weights=weights)
-    setting["dtype"] = str(bench.sd.dtype).removeprefix("torch.")
-    result = dict(setting, made_by="measurements/toybox_model.py", w={})
-    if args.out.is_file() and not args.fresh:
-        earlier = json.loads(args.out.read_text())
-        if {key: earlier.get(key) for key in setting} == setting:
-            result = earlier
+    sampler = PromptSampler(args)
+    is_main = sampler.accelerator.is_main_process
+    setting = dict(prompts=args.prompts, steps=args.steps, seed=args.seed, made_by="measurements/toybox_model.py")
+    record = records.start(args.out, setting | records.setting_of_model(sampler.sd), "w", fresh=args.fresh and is_main)
 
     def keep() -> None:
-        result.update(device=device_name(), date=datetime.date.today().isoformat(), torch=torch.__version__)
         if is_main:
-            args.out.write_text(json.dumps(result, indent=1) + "\n")
+            records.write(args.out, record)
 
-    if "real" not in result:
-        result["real"] = bench.real()
+    if "real" not in record:
+        record["real"] = sampler.real()
         keep()
     for w in GUIDANCE:
-        if str(w) not in result["w"]:
-            result["w"][str(w)] = bench.generated(w)
+        if str(w) not in record["w"]:
+            record["w"][str(w)] = sampler.generated(w)
             keep()
             if is_main:
-                print(w, result["w"][str(w)], flush=True)
+                print(w, record["w"][str(w)], flush=True)
     if is_main:
-        bench.sheet(args.out.with_name("toybox_sd_samples.png"))
-        result["seconds"] = bench.seconds()
+        sampler.sheet(args.out.with_name("toybox_sd_samples.png"))
+        record["seconds"] = sampler.seconds()
         keep()
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from course_lib.environment import CHECKPOINTS
-from course_lib.evaluation.judge import ATTRIBUTES, UNSAID, Judge, answers, correct, labels, load_judge
+from course_lib.evaluation.judge import ATTRIBUTES, IGNORE_INDEX, Judge, answers, correct, labels, load_judge
 from course_lib.toybox.sets import pair_spec
 from course_lib.toybox.world import NOUNS, render, sample_spec
 
@@ -53,7 +53,7 @@ def logits_of(specs):
     said = labels(specs)
     logits = {name: torch.randn(len(specs), len(values), generator=chance) for name, values in ATTRIBUTES.items()}
     for name, row in logits.items():
-        known = (said[name] != UNSAID).nonzero()[:, 0]
+        known = (said[name] != IGNORE_INDEX).nonzero()[:, 0]
         row[known, said[name][known]] = 9.0
     return logits | {"presence": 4 * said["presence"] - 2}
 
@@ -79,15 +79,15 @@ def test_labels_are_places_in_the_lists_of_values():
     said = labels(SPECS)
     for name, values in ATTRIBUTES.items():
         for label, one in zip(said[name].tolist(), SPECS):
-            assert label == UNSAID or values[label] == getattr(one, name)
+            assert label == IGNORE_INDEX or values[label] == getattr(one, name)
     assert [said[name][0].item() for name in ("noun", "accessory", "relation")] == [list(NOUNS).index("cat"), 0, 0]
 
 
 def test_what_a_picture_cannot_say_does_not_count():
     said = labels(SPECS)
-    unsaid = [{name for name in ATTRIBUTES if said[name][k] == UNSAID} for k in range(len(SPECS))]
+    unsaid = [{name for name in ATTRIBUTES if said[name][k] == IGNORE_INDEX} for k in range(len(SPECS))]
     assert unsaid == [set()] * 4 + [{"noun", "colour", "pattern", "accessory"}, {"colour"}]
-    assert UNSAID == torch.nn.CrossEntropyLoss().ignore_index  # so the loss skips it
+    assert IGNORE_INDEX == torch.nn.CrossEntropyLoss().ignore_index  # so the loss skips it
 
 
 def test_presence_marks_each_noun_of_the_picture():

@@ -1,6 +1,7 @@
 """The measures: against closed forms and independent computations, and at their limits."""
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,12 +9,12 @@ import torch
 from course_lib.evaluation.metrics import (
     SmallClassifier,
     accuracy,
+    clip_t,
     diversity,
     features_and_logits,
     frechet_distance,
     gaussian,
     inception_fid,
-    interval,
     load_classifier,
 )
 
@@ -86,12 +87,22 @@ def test_diversity_is_the_mean_distance_within_a_class():
         diversity(torch.ones(2, 3), torch.tensor([0, 1]))
 
 
-def test_interval_covers_the_mean_95_times_in_100():
-    runs, N = 2_000, 100
-    values = randn(runs, N) * 3 + 7
-    inside = sum(abs(row.mean().item() - 7) <= interval(row) for row in values) / runs
-    assert abs(inside - 0.95) < 0.02  # four standard errors of 2,000 tries; N = 100 itself costs 0.003
-    assert interval(torch.tensor([0.0, 2.0])) == pytest.approx(1.96 * 2**0.5 / 2**0.5)
+def test_clip_t_is_the_cosine_of_picture_and_prompt():
+    class Tower(torch.nn.Module):
+        def forward(self, pixel_values=None, input_ids=None):
+            x = pixel_values.flatten(1) if pixel_values is not None else input_ids.float()
+            return SimpleNamespace(pooler_output=x)
+
+    clip = torch.nn.Module()
+    clip.vision_model = clip.text_model = Tower()
+    clip.visual_projection = clip.text_projection = torch.nn.Identity()
+    ids = {"right": [1, 0, 2], "across": [0, 5, 0]}
+
+    def tokenizer(prompts, **options):
+        return SimpleNamespace(input_ids=torch.tensor([ids[prompt] for prompt in prompts]))
+
+    x = torch.tensor([2.0, 0.0, 4.0]).view(1, 3, 1, 1).expand(2, -1, -1, -1)
+    torch.testing.assert_close(clip_t(clip, tokenizer, x, ["right", "across"]), torch.tensor([1.0, 0.0]))
 
 
 def test_the_classifier_is_a_head_on_its_features():

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from course_lib.diffusion import checkpoint
 from course_lib.environment import device_name, on_cpu
-from course_lib.evaluation.judge import ATTRIBUTES, UNSAID, Judge, answers, correct, labels
+from course_lib.evaluation.judge import ATTRIBUTES, IGNORE_INDEX, Judge, answers, correct, labels
 from course_lib.toybox import sets, world
 from course_lib.toybox.accessories import ACCESSORIES, EMBLEMS
 from course_lib.toybox.pen import LAYOUTS, Look, pick
@@ -104,7 +104,7 @@ def main() -> None:
         logits = run.net(shaken(images[rows], draws))
         loss = F.binary_cross_entropy_with_logits(logits["presence"], said["presence"][rows]) * 5
         for name in ATTRIBUTES:
-            loss = loss + F.cross_entropy(logits[name], said[name][rows], ignore_index=UNSAID)
+            loss = loss + F.cross_entropy(logits[name], said[name][rows], ignore_index=IGNORE_INDEX)
         who = torch.randint(len(individuals) - 200, (args.batch_size // 3,), generator=draws, device=device)
         x = shaken(individuals[who].flatten(0, 1), draws)
         a, b = run.net.individual(x).unflatten(0, (-1, 2)).unbind(1)

@@ -3,7 +3,8 @@
 One small network with two jobs. Its attribute heads name noun, colour, pattern, scene, accessory, relation and style,
 so that "did the picture obey the prompt?" has a measured answer. Its identity head puts two pictures of the same
 individual near each other: it plays the part that DINO has in the DreamBooth paper (Ruiz et al. 2022, section 4.1).
-It never saw a picture or a weight of the generator, nor CLIP's: no score comes from a network that was trained against.
+It was trained on renderings alone, without a picture or a weight of the generator or of CLIP, so no method was trained
+against it.
 
 Used by: notebooks/05_latent_diffusion.ipynb, section "Measured".
 """
@@ -33,7 +34,7 @@ ATTRIBUTES = {
     "relation": (None, *RELATIONS),
     "style": tuple(STYLES),
 }
-UNSAID = -100  # a label that does not count: F.cross_entropy skips it
+IGNORE_INDEX = -100  # a label that does not count: F.cross_entropy skips it
 
 
 class Judge(nn.Module):
@@ -95,7 +96,7 @@ def labels(specs: Sequence[Spec]) -> dict[str, Tensor]:
         beside, pale = spec.relation == "next to", spec.style == "pencil sketch"
         for name, values in ATTRIBUTES.items():
             unsaid = (beside and name in ("noun", "colour", "pattern", "accessory")) or (pale and name == "colour")
-            rows[name].append(UNSAID if unsaid else values.index(getattr(spec, name)))
+            rows[name].append(IGNORE_INDEX if unsaid else values.index(getattr(spec, name)))
         for one in filter(None, (spec, spec.other)):
             presence[k, nouns.index(one.noun)] = 1
     return {name: torch.tensor(row) for name, row in rows.items()} | {"presence": presence}
@@ -132,7 +133,7 @@ def correct(logits: dict[str, Tensor], specs: Sequence[Spec]) -> dict[str, Tenso
     said = labels(specs)
     right = {}
     for name in ATTRIBUTES:
-        counts = said[name] != UNSAID
+        counts = said[name] != IGNORE_INDEX
         if name in ("relation", "accessory"):
             counts &= said[name] != 0  # pictures that have one
         right[name] = (logits[name].argmax(1) == said[name])[counts]

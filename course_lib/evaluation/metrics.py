@@ -6,6 +6,8 @@ A small CIFAR classifier, trained and shipped here, gives the feature space. Its
 papers (that one needs Inception's weights: see `inception_fid`), so the two may never stand in one column.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
@@ -112,9 +114,16 @@ def diversity(features: Tensor, labels: Tensor) -> float:
     return torch.stack(rows).mean().item()
 
 
-def interval(values: Tensor) -> float:
-    """Half the width of the 95 % interval of a mean: 1.96 standard errors.  values: (N,), N >= 2."""
-    return 1.96 * values.double().std().item() / len(values) ** 0.5
+@torch.no_grad()
+def clip_t(clip: nn.Module, tokenizer, x: Tensor, prompts: Sequence[str]) -> Tensor:
+    """CLIP-T: the cosine of each picture with its own prompt, (B,).  Source: Ruiz et al. 2022, section 4.1.
+
+    clip: a `transformers.CLIPModel`; x: (B, 3, H, W) in [-1, 1], on its device; prompts: B.
+    """
+    ids = tokenizer(list(prompts), padding="longest", truncation=True, return_tensors="pt").input_ids.to(x.device)
+    image = clip.visual_projection(clip.vision_model(pixel_values=x).pooler_output)
+    text = clip.text_projection(clip.text_model(input_ids=ids).pooler_output)
+    return F.cosine_similarity(image, text)
 
 
 def inception_fid(samples: Tensor, real: Tensor) -> float:

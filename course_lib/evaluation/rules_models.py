@@ -1,0 +1,79 @@
+"""The rules of the claims about the base models: C1 to C4 and C21.
+
+Used by: notebooks/01_ddpm_training.ipynb to notebooks/04_autoencoder.ipynb and notebooks/06_stable_diffusion.ipynb.
+
+Each function takes what was measured and returns a Finding. What decides stands in its docstring.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from course_lib.evaluation import statistics
+from course_lib.evaluation.claims import Finding, verdict_of
+from course_lib.evaluation.statistics import Estimate, difference
+
+NEAR = 3.0  # C4: samples count as pictures up to so many times the distance of real test pictures
+
+
+def c1(first_losses: Tensor, last_losses: Tensor, before: Estimate, after: Estimate) -> Finding:
+    """C1 holds if the loss fell and the samples' distance to the data fell, each by more than its interval.
+
+    first_losses, last_losses: losses of the first and last steps.  before, after: the samples' distance to the data.
+    """
+    loss = difference(statistics.mean(first_losses), statistics.mean(last_losses))
+    distance = difference(before, after)
+    text = f"the loss falls by {loss:.3f}; the samples come {distance:.2f} closer to the data"
+    return Finding("C1", verdict_of(loss, distance), text, dict(loss=loss, distance=distance))
+
+
+def c2(gaps: Sequence[Estimate]) -> Finding:
+    """C2 holds if in every comparison the model that was trained on a data set is nearer to it than the other model.
+
+    gaps: distance of the other model minus distance of the own one, for each data set and feature space.
+    """
+    text = f"the model trained on a data set is nearer to it in {sum(gap.low > 0 for gap in gaps)} of {len(gaps)} "
+    return Finding("C2", verdict_of(*gaps), text + "comparisons, beyond the interval")
+
+
+def c3(accuracy_gain: Estimate, diversity_loss: Estimate) -> Finding:
+    """C3 holds if from w = 1 to w = 3 accuracy rises and diversity falls, each by more than its interval."""
+    text = f"from w = 1 to w = 3 accuracy rises by {accuracy_gain:.3f}, and diversity falls by {diversity_loss:.3f}"
+    return Finding("C3", verdict_of(accuracy_gain, diversity_loss), text)
+
+
+def c4(step: dict[str, float], distance: dict[str, Estimate], floor: float) -> Finding:
+    """C4, after equal seconds of training: holds if a step on latents is cheaper and their samples are nearer to the
+    data; does not hold if a step is not cheaper or the samples are farther away.
+
+    Premise: the better of the two draws pictures, at most NEAR times as far from the data as real test pictures. The
+    judge never saw noise, so it cannot rank two kinds of it.
+    step: seconds of a training step; distance: of the samples to the data; both for "pixels" and "latents".
+    floor: the distance of as many real test pictures.
+    """
+    gain, times = difference(distance["pixels"], distance["latents"]), step["pixels"] / step["latents"]
+    nearest = min(one.value for one in distance.values()) / floor
+    text = (f"a step on pixels takes {times:.1f} times as long; after equal seconds pixels are {gain:+.2f} farther "
+            f"from the data than latents; the better samples are {nearest:.1f} times as far away as real test pictures "
+            f"({NEAR:g} times counts as pictures)")  # fmt: skip
+    verdict = verdict_of(gain) if times > 1 else "does not hold"
+    return Finding("C4", verdict if nearest <= NEAR else "not testable here", text, dict(gain=gain))
+
+
+def c21(p_one: Tensor, p_other: Tensor) -> Finding:
+    """C21, a slider and not a switch: holds if the ends show the two nouns, no step goes back beyond its interval, and
+    the largest step makes less than half of the way, a mean over pictures with its interval.
+
+    p_one, p_other: (K, N) the judge's probabilities of the two nouns, at K mixtures from all other to all one.
+    """
+    lead = (p_one - p_other).double()
+    back = any(statistics.mean(step).high < 0 for step in lead.diff(dim=0))
+    way = lead[-1] - lead[0]  # 2 where a picture goes all the way from one noun to the other
+    ends = verdict_of(statistics.mean(-lead[0]), statistics.mean(lead[-1]))
+    if ends != "holds" or (way > 1).sum() == 0:
+        return Finding("C21", ends if ends != "holds" else "cannot tell", "the ends do not surely show the two nouns")
+    largest = statistics.mean((lead.diff(dim=0).amax(0) / way)[way > 1])
+    verdict = "does not hold" if back or largest.low > 0.5 else "holds" if largest.high < 0.5 else "cannot tell"
+    text = (f"the ends show the two nouns; {'a' if back else 'no'} step goes back; the largest of {len(lead) - 1} "
+            f"steps makes {largest:.2f} of the way (a switch: 1, even steps: {1 / (len(lead) - 1):.2f})")  # fmt: skip
+    return Finding("C21", verdict, text, dict(largest=largest))

@@ -1,0 +1,70 @@
+"""The JSON files in data/results: read them, add rows, and never mix or overwrite rows of different settings."""
+
+import argparse
+import datetime
+import json
+from pathlib import Path
+
+import torch
+
+from course_lib import environment
+from course_lib.environment import device_name, sha256, write_whole
+from course_lib.latent.stable_diffusion import StableDiffusion
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options that every measurement has."""
+    parser.add_argument("--dtype", choices=list(environment.PRECISIONS), help="default: the fastest on this machine")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
+    parser.add_argument("--fresh", action="store_true", help="forget what --out holds and measure everything again")
+
+
+def prepare(args: argparse.Namespace) -> torch.dtype:
+    """Set the number of threads, and choose the dtype of the networks."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    device = environment.device()
+    return getattr(torch, args.dtype) if args.dtype else environment.quick_dtype(device)
+
+
+def setting_of_model(sd: StableDiffusion) -> dict:
+    """What the figures of a model depend on: its dtype and its weights."""
+    files = sorted(sd.source.rglob("*.safetensors"))
+    weights = {p.relative_to(sd.source).as_posix(): sha256(p)[:16] for p in files}
+    return dict(dtype=str(sd.dtype).removeprefix("torch."), weights=weights)
+
+
+def read(path: Path, setting: dict, *tables: str) -> dict:
+    """The record in `path`; if there is none, one with this setting and empty tables.
+
+    setting: all that its rows depend on, beside the code.
+    Raises SystemExit in one sentence if the file holds rows of another setting.
+    """
+    if not path.is_file():
+        return setting | {table: {} for table in tables}
+    record = json.loads(path.read_text(encoding="utf-8"))
+    other = [key for key, value in setting.items() if record.get(key) != value]
+    if other:
+        differences = ", ".join(f"{key}: {_short(record.get(key))} there, {_short(setting[key])} here" for key in other)
+        raise SystemExit(f"{path} holds rows of another setting ({differences}): give that setting, or another --out, "
+                         "or --fresh to replace them")  # fmt: skip
+    return record
+
+
+def start(path: Path, setting: dict, *tables: str, fresh: bool = False) -> dict:
+    """As `read`, once at the start of a measurement; fresh=True forgets what `path` holds."""
+    if fresh:
+        path.unlink(missing_ok=True)
+    return read(path, setting, *tables)
+
+
+def write(path: Path, record: dict, measured: bool = True) -> None:
+    """Write the record whole. If something was measured now, with the device, the day and torch's version."""
+    if measured or "date" not in record:
+        record.update(device=device_name(), date=datetime.date.today().isoformat(), torch=torch.__version__)
+    with write_whole(path) as temporary:
+        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def _short(value: object) -> str:
+    return "other weights" if isinstance(value, dict) else str(value)
