@@ -12,6 +12,9 @@ from pathlib import Path
 
 import nbformat
 
+from course_lib.evaluation.personalized import SCORES
+from course_lib.evaluation.statistics import Estimate, over_subjects
+
 REPO = Path(__file__).resolve().parents[1]
 RESULTS, CHECKPOINTS = REPO / "data" / "results", REPO / "data" / "checkpoints"
 
@@ -86,11 +89,11 @@ def toybox() -> str:
     rows = [("pictures", *names, "both nouns", "Fréchet distance", "CLIP-T")]
     sets = {f"w = {float(w):g}": row for w, row in result["w"].items()} | {"real renderings": result["real"]}
     for label, row in sets.items():
-        shares = [f"{row[name]:.1%} ± {row[f'{name}_ci']:.1%}" for name in (*names, "both nouns")]
-        rows.append((label, *shares, f"{row['frechet']:.2f}", f"{row['clip_t']:.3f}"))
+        shares = [f"{Estimate(**row[name]):.1%}" for name in (*names, "both nouns")]
+        rows.append((label, *shares, f"{row['frechet']:.2f}", f"{row['clip_t']['value']:.3f}"))
     targets = {"noun": 0.95, "colour": 0.90, "scene": 0.95, "pattern": 0.85}
-    best = max(result["w"], key=lambda w: sum(result["w"][w][name] for name in targets))
-    shares = {name: result["w"][best][name] / result["real"][name] for name in targets}
+    best = max(result["w"], key=lambda w: sum(result["w"][w][name]["value"] for name in targets))
+    shares = {name: result["w"][best][name]["value"] / result["real"][name]["value"] for name in targets}
     verdicts = ", ".join(
         f"{name} {shares[name]:.1%} (target {goal:.0%}, {'reached' if shares[name] >= goal else 'missed'})"
         for name, goal in targets.items()
@@ -118,58 +121,55 @@ def speed() -> str:
 
 
 def methods() -> str:
-    """Every method of Part 4, a mean over subjects and prompts with its interval over prompts."""
+    """Every method of Part 4: the mean of each score with its interval over subjects."""
     run = read("personalization.json")
-    columns = {"fidelity": "fidelity", "truth": "to ground truth", "prompt": "prompt obeyed", "clip_t": "CLIP-T",
-               "diversity": "diversity", "drift": "class drift", "spread": "class diversity"}  # fmt: skip
-    rows, subjects = [("method", *columns.values(), "seconds", "bytes")], run["rows"]
+    rows, subjects = [("method", *(name for name, _ in SCORES.values()), "seconds", "bytes")], run["rows"]
     for method in next(iter(subjects.values())):
         found = [subjects[name][method] for name in subjects]
-        cells = []
-        for key in columns:
-            values = [value for row in found for value in row["by_prompt"][key]]
-            mean, half = statistics.mean(values), 1.96 * statistics.stdev(values) / len(values) ** 0.5
-            cells.append(f"{mean:.3f} ± {half:.3f}")
+        cells = [f"{over_subjects([row['by_prompt'][key] for row in found]):.3f}" for key in SCORES]
         seconds = [row["seconds_to_prepare"] + row["seconds_to_train"] for row in found if "bytes" in row]
         size = f"{found[0]['bytes']:,}" if seconds else ""
         rows.append((method.replace("_", " "), *cells, f"{statistics.mean(seconds):.0f}" if seconds else "", size))
     note = (
         f"Measured by `measurements/methods.py` (`make claims`) on {', '.join(subjects)}: at least 20 prompts "
         f"of {run['images']} samples each, {run['steps']} DDIM steps, w = {run['w']:g}, seed {run['seed']}, "
-        f"{run['dtype']}, {run['device']}, {run['date']}. Fidelity, truth and drift are cosines of the "
-        "judge's individual vectors (1: the same individual); seconds are those of preparing and training, without "
-        "drawing the class's pictures a second time; bytes as trained, in float32."
+        f"{run['dtype']}, {run['device']}, {run['date']}. Intervals are Student's, over {len(subjects)} subjects, with "
+        "one training seed. "
+        + "; ".join(f"{name}: {what}" for name, what in SCORES.values())
+        + ". Seconds are those of preparing and training, without drawing the class's pictures a second time; bytes as "
+        "trained, in float32."
     )
     return table(*rows) + f"\n\n{note}"
 
 
 def claims() -> str:
-    """The claims of the seminar that Part 4 measures, with their verdicts."""
+    """All claims of the seminar with their verdicts."""
     run = read("claims.json")
     rows = [("claim", "what it says", "verdict", "measured", "notebook")]
     for name, claim in run["claims"].items():
-        link = f"[{claim['notebook'][:2]}](notebooks/{claim['notebook']}.ipynb)"
-        why = f". Why: {claim['why']}" if claim.get("why") else ""
-        rows.append((name, claim["claim"], f"**{claim['verdict']}**",
-                     (claim["measured"] + why).replace("|", "\\|"), link))  # fmt: skip
+        link = f"[{claim['notebook'][:2]}](notebooks/{claim['notebook']}.ipynb)" if claim["notebook"] else ""
+        why = f". Why: {claim['why']}" if claim["why"] else ""
+        measured = (claim["measured"] + why).replace("|", "\\|")
+        rows.append((name, claim["claim"], f"**{claim['verdict']}**", measured, link))
     note = f"Measured by `make claims`: seed {run['seed']}, {run['dtype']}, {run['device']}, {run['date']}."
     return table(*rows) + f"\n\n{note}"
 
 
 def plateau() -> str:
-    """Fidelity over a training, at quarters of each method's own number of steps."""
+    """Subject fidelity over a training, at quarters of each method's own number of steps."""
     run = read("plateau.json")
     rows = [("method", "before", "1/4", "1/2", "3/4", "its own steps", "half as many again", "later", "it still rises")]
     for method, found in run["methods"].items():
-        cells = [f"{found['fidelity'][0]:.2f}"]
-        cells += [f"{f:.2f} ({s:.0f} s)" for f, s in zip(found["fidelity"][1:], found["seconds"][1:], strict=True)]
-        later = f"{found['later']['mean']:+.3f} ± {found['later']['interval']:.3f}"
+        first, *others = zip(found["subject_fidelity"], found["seconds"], strict=True)
+        cells = [f"{first[0]:.2f}", *(f"{value:.2f} ({seconds:.0f} s)" for value, seconds in others)]
+        later = f"{Estimate(**found['later']):+.3f}"
         rows.append((method.replace("_", " "), *cells, later, found["rises"]))
     note = (
-        f"Measured by `measurements/plateau.py --threads {run['threads']}` on {', '.join(run['curves'])}: fidelity "
-        f"as above, and seconds of training until there; {run['images']} samples of each prompt, {run['steps']} steps, "
-        f"w = {run['w']:g}, seed {run['seed']}, {run['dtype']}, {run['device']}, {run['date']}. Later: what half as "
-        "many steps again bring beyond the method's own, with its 95 % interval over prompts."
+        f"Measured by `measurements/plateau.py --threads {run['threads']}` on {', '.join(run['curves'])}: subject "
+        f"fidelity as above, and seconds of training until there; {run['images']} samples of each prompt, "
+        f"{run['steps']} steps, w = {run['w']:g}, seed {run['seed']}, {run['dtype']}, {run['device']}, "
+        f"{run['date']}. Later: what half as "
+        "many steps again bring beyond the method's own, with its 95 % interval (one subject: over its prompts)."
     )
     return table(*rows) + f"\n\n{note}"
 
