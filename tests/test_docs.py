@@ -98,3 +98,58 @@ def test_the_notebooks_and_sections_named_exist(path):
 )  # fmt: skip
 def test_every_way_to_refer_is_understood(text, found):
     assert list(references(text)) == found
+
+
+# ---- CONTRIBUTING ----
+
+CONTRIBUTING = re.sub(r"```.*?```", "", (REPO / "CONTRIBUTING.md").read_text(encoding="utf-8"), flags=re.S)
+
+
+def section(title):
+    """The text below a heading of CONTRIBUTING, up to the next one."""
+    return CONTRIBUTING.split(f"## {title}\n")[1].split("\n## ")[0]
+
+
+def defined(path):
+    """The functions, classes and methods of a file."""
+    tree = ast.parse((REPO / path).read_text(encoding="utf-8"))
+    return {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+
+
+def test_contributing_names_files_that_exist():
+    code = [c for c in re.findall(r"`([^`\n]+)`", CONTRIBUTING) if not c.startswith((".venv", "build/"))]
+    paths = [c for c in code if re.fullmatch(r"[\w.]+/[\w./-]*|\w+\.(?:py|md|toml|yml|lock)", c)]
+    assert len(paths) > 30
+    assert [path for path in paths if not (REPO / path).exists()] == []
+
+
+@pytest.mark.parametrize("title", ["One training step, file by file", "One sampling step, file by file"])
+def test_the_steps_name_functions_of_the_files(title):
+    path, checked = None, 0
+    for code in re.findall(r"`([^`]+)`", section(title)):
+        if code.endswith(".py"):
+            path = code
+        elif code.isidentifier():
+            assert path and code in defined(path), f"CONTRIBUTING, {title}: {path} has no {code}"
+            checked += 1
+    assert checked > 5
+
+
+def test_how_to_add_names_things_that_exist():
+    known = set()
+    for path in [*LIBRARY.rglob("*.py"), *(REPO / "tools").glob("*.py"), *(REPO / "tests").glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            known.add(getattr(node, "name", None) or getattr(node, "id", None) or getattr(node, "attr", None))
+    names = [code for code in re.findall(r"`([^`]+)`", section("How to add")) if re.fullmatch(r"[A-Za-z_.]+", code)]
+    parts = {part for name in names if not name.endswith(".py") for part in name.split(".")}
+    assert len(parts) > 10 and sorted(parts - known - {"cpu"}) == []
+
+
+def test_contributing_lists_every_reason_to_skip_a_test():
+    reasons = set()
+    for path in (REPO / "tests").glob("test_*.py"):
+        text = path.read_text(encoding="utf-8")
+        reasons |= set(re.findall(r'(?:reason=|[^\w]skip\(|importorskip\()"([^"]+)"', text))
+    assert len(reasons) > 5
+    listed = set(re.findall(r"`([^`]+)`", section("Set up and check")))
+    assert sorted(reasons - listed) == []
