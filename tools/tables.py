@@ -1,0 +1,124 @@
+"""The tables of README.md, as Markdown, from data/results/; and what all tables share.
+
+Each public function is one table; tools/readme.py puts it where a page says `table: <its name>`.
+"""
+
+import json
+import math
+import re
+
+from course_lib.environment import REPOSITORY as REPO
+from course_lib.environment import RESULTS
+from course_lib.evaluation.statistics import Estimate
+
+# One sentence for each notebook.
+ABOUT = {
+    "00": "What your machine can do, and how to read a notebook.",
+    "01": "Turn pictures into noise, and train a UNet to predict it.",
+    "02": "Draw with Algorithm 2, DDIM and a second-order solver.",
+    "03": "Train with and without labels, and amplify the difference.",
+    "04": "Build the autoencoder that turns pictures into latents.",
+    "05": "Train a text-to-image model on latents.",
+    "06": "Write Stable Diffusion's loop, and match the stock pipeline.",
+    "11": "Learn one new word from five pictures.",
+    "12": "Train all weights, and keep the class; LoRA.",
+    "13": "Train only the keys and values that read text.",
+    "14": "Learn or merge two subjects, and draw both.",
+}
+# The claims of the seminar in few words; data/results/claims.json has them in full.
+CLAIMS = {
+    "C1": "samples improve as the loss of Algorithm 1 falls",
+    "C2": "the data set alone decides what is drawn",
+    "C3": "guidance trades diversity for fidelity",
+    "C4": "latents cost less per step at equal quality",
+    "C5": "image embeddings give variations of a picture",
+    "C6": "an edit follows the prompt and keeps the structure",
+    "C7": "editing keeps the image, personalization the subject",
+    "C8": "Textual Inversion changes one row, nothing else",
+    "C9": "a learnt word can be re-prompted, an inverted image cannot",
+    "C10": "DreamBooth is more faithful than Textual Inversion",
+    "C11": "training all weights makes the class drift",
+    "C12": "training all weights lowers diversity",
+    "C13": "prior preservation lessens drift and diversity loss",
+    "C14": "cross-attention changes most",
+    "C15": "Custom Diffusion nears DreamBooth with few parameters",
+    "C16": "two subjects, learnt together, in one image",
+    "C17": "merging in closed form is exact",
+    "C18": "a word in the name drifts; regularisation prevents it",
+    "C19": "joint training and merging beat DreamBooth on pairs",
+    "C20": "faces and styles can be learnt",
+    "C21": "a slider leads from one word to another",
+}
+# Some keys of a claim's values in clearer words.
+WORDS = {
+    "with lambda = 1 class drift is lower by": "drift lower by",
+    "rest": "cross-attention minus rest",
+    "gain": "fidelity gap",
+}
+
+
+def read(name: str) -> dict:
+    """A record of data/results/."""
+    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
+
+
+def table(*rows: tuple) -> str:
+    """Rows of cells as a Markdown table; the first is its head."""
+    head, *body = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
+    lines = ["| " + " | ".join(row) + " |" for row in [head, *body]]
+    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
+
+
+def notebooks() -> str:
+    """What each notebook is about, and the time and memory of the run that wrote its outputs."""
+    run = read("course_cpu.json")
+    rows = [("notebook", "what you do", "minutes", "memory")]
+    for row in run["notebooks"]:
+        number, link = row["notebook"][:2], f"notebooks/{row['notebook']}"
+        if number not in ABOUT:
+            raise SystemExit(f"tools/tables.py: ABOUT has no sentence for {link}; add one")
+        minutes, memory = f"{row['seconds'] / 60:.1f}", f"{row['peak_mib'] / 1024:.1f} GiB"
+        rows.append((f"[{number}]({link})", ABOUT[number], minutes, memory))
+    days = sorted({row["date"] for row in run["notebooks"]})
+    return table(*rows) + f"\n\n`make notebooks PROFILE=cpu` on {run['device']}, {' and '.join(days)}."
+
+
+def verdicts() -> str:
+    """All claims of the seminar in few words, each with its verdict and the number that decides it."""
+    judged, rows = read("claims.json")["claims"], [("claim", "verdict", "number")]
+    for name, words in CLAIMS.items():
+        claim = judged.get(name, {"verdict": "not yet measured", "values": {}})
+        where = f"notebooks/{claim.get('notebook')}.ipynb"
+        label = f"[{name}]({where})" if (REPO / where).is_file() else name
+        rows.append((f"{label} {words}", claim["verdict"], number(claim)))
+    return table(*rows)
+
+
+def number(claim: dict) -> str:
+    """The number that decides a verdict: the first estimate that does not speak for the claim, else the first one."""
+    values = claim["values"]
+    if claim["verdict"] == "not testable here":
+        premise = re.search(r"(\d+%)[^%]*?(\d+%) needed", claim["measured"])
+        return f"premise {premise[1]}, {premise[2]} needed" if premise else ""
+    if "moved" in values:
+        return f"{len(values['moved'])} other tensors moved"
+    if "residual" in values:
+        return f"residual {values['residual']:.0e}"
+    estimates = {key: one for key, one in values.items() if isinstance(one, dict) and "low" in one}
+    found = {key: estimate(one) for key, one in estimates.items() if "bootstrap" not in key}
+    if not found:
+        return ""
+    against = {"does not hold": lambda one: one.high < 0, "cannot tell": lambda one: one.low <= 0 <= one.high}
+    test = against.get(claim["verdict"], lambda one: True)
+    key = next((key for key, one in found.items() if test(one)), next(iter(found)))
+    return f"{WORDS.get(key, key.split(',')[0])} {found[key]:+.3f}"
+
+
+def estimate(found: dict) -> Estimate:
+    """An estimate as records hold it: rounded to 4 decimals, None for an infinite end."""
+    if found["low"] is None or found["high"] is None:
+        return Estimate(found["value"], -math.inf, math.inf, found["n"])
+    middle, half = (found["low"] + found["high"]) / 2, (found["high"] - found["low"]) / 2
+    if abs(found["value"] - middle) < 2e-4:  # symmetric, but for the rounding
+        return Estimate(middle, middle - half, middle + half, found["n"])
+    return Estimate(found["value"], found["low"], found["high"], found["n"])

@@ -1,0 +1,125 @@
+"""The tables of RESULTS.md, as Markdown, from data/results/. Each public function is one table."""
+
+import json
+import statistics
+
+from tables import estimate, read, table
+
+from course_lib.environment import CHECKPOINTS
+from course_lib.evaluation.personalized import SCORES
+from course_lib.evaluation.statistics import over_subjects
+
+
+def quality() -> str:
+    """The measured quality of the CIFAR-10 model, with what real pictures reach beside it."""
+    result = read("ddpm_cifar10.json")
+    main, real, training = result["main"], result["real"], result["training"]
+    plain = next(row for row in result["guidance"] if row["w"] == 1)
+    judge = json.loads((CHECKPOINTS / "classifier-cifar10" / "provenance.json").read_text(encoding="utf-8"))["quality"]
+    rows = [("pictures", "Fréchet distance", "class accuracy")]
+    for what, row in ((f"w = {main['w']:g}, {main['steps']} DDIM steps", main), ("no guidance (w = 1)", plain)):
+        accuracy = f"{row['accuracy']:.1%} ± {row['accuracy_ci95']:.1%}"
+        rows.append((f"{row['n']:,} samples, {what}", f"{row['frechet']:.1f}", accuracy))
+    rows += [
+        ("10,000 real test pictures", f"{real['test_images_to_train']:.1f}", f"{real['accuracy']:.1%}"),
+        (f"{plain['n']:,} of them", f"{real['test_images_n_sweep_to_train']:.1f}", ""),
+        ("two halves of the real training pictures: the floor", f"{real['floor_two_halves']:.2f}", ""),
+    ]
+    exact = f"{judge['exact_test_accuracy']:.1%} on {judge['exact_test_images']:,} pixel-exact test pictures"
+    note = (
+        f"Measured by `python measurements/cifar10_model.py`: seed {result['seed']}, {result['device']}, "
+        f"{result['date']}. The model had trained {training['minutes']:.0f} minutes on {training['device']}. "
+        f"Accuracy of the classifier: {exact}."
+    )
+    return table(*rows) + f"\n\n{note}"
+
+
+def toybox() -> str:
+    """Whether the Toybox model draws what the prompts say, beside what the judge reads off real renderings."""
+    result, names = read("toybox_sd.json"), ("noun", "colour", "pattern", "scene", "accessory", "relation")
+    rows = [("pictures", *names, "both nouns", "Fréchet distance", "CLIP-T")]
+    sets = {f"w = {float(w):g}": row for w, row in result["w"].items()} | {"real renderings": result["real"]}
+    for label, row in sets.items():
+        shares = ["{value:.1%} ({low:.0%} to {high:.0%})".format(**row[name]) for name in (*names, "both nouns")]
+        rows.append((label, *shares, f"{row['frechet']:.2f}", f"{estimate(row['clip_t']):.3f}"))
+    targets = {"noun": 0.95, "colour": 0.90, "scene": 0.95, "pattern": 0.85}
+    best = max(result["w"], key=lambda w: sum(result["w"][w][name]["value"] for name in targets))
+    shares = {name: result["w"][best][name]["value"] / result["real"][name]["value"] for name in targets}
+    reached = ", ".join(
+        f"{name} {shares[name]:.1%} (target {goal:.0%}, {'reached' if shares[name] >= goal else 'missed'})"
+        for name, goal in targets.items()
+    )
+    note = (
+        f"Share of what the judge reaches on real renderings, at w = {float(best):g}: {reached}. A guided picture of "
+        f"25 steps takes {result['seconds']['1']:.1f} s alone; eight take {result['seconds']['8']:.1f} s. Measured by "
+        f"`python measurements/toybox_model.py --prompts {result['prompts']}`: held-out prompts, {result['steps']} "
+        f"DDIM steps, seed {result['seed']}, {result['device']}, {result['date']}."
+    )
+    return table(*rows) + f"\n\n{note}"
+
+
+def scores() -> str:
+    """What each score measures."""
+    rows = [(name, words.replace("<", "\\<")) for name, words in SCORES.values()]  # or it would be read as HTML
+    return table(("score", "what it measures"), *rows)
+
+
+def methods() -> str:
+    """Every method of Part 4: means over subjects, with intervals over subjects."""
+    run = read("personalization.json")
+    subjects, rows = run["rows"], []
+    keys = [key for key in SCORES if key in measured_scores(subjects)]
+    for method in next(iter(subjects.values())):
+        found = [row[method] for row in subjects.values()]
+        cells = [f"{over_subjects([row['by_prompt'][key] for row in found]):.3f}" for key in keys]
+        seconds = [row["seconds_to_prepare"] + row["seconds_to_train"] for row in found if "bytes" in row]
+        cost = (f"{statistics.mean(seconds):.0f}", f"{found[0]['bytes']:,}") if seconds else ("", "")
+        rows.append((method.replace("_", " "), *cells, *cost))
+    one, mean = next(iter(subjects.values())), {}
+    for method in ("base", "custom_diffusion", "dreambooth"):
+        mean[method] = statistics.mean(row[method]["subject_fidelity"] for row in subjects.values())
+    gain = (mean["custom_diffusion"] - mean["base"]) / (mean["dreambooth"] - mean["base"])
+    share = one["custom_diffusion"]["parameters"] / one["dreambooth"]["parameters"]
+    note = (
+        f"Custom Diffusion has {gain:.0%} of DreamBooth's gain in subject "
+        f"fidelity over the untouched model, with {share:.1%} of its parameters. Measured by `python "
+        f"measurements/methods.py` on {', '.join(subjects)}: at least 20 prompts of {run['images']} samples each, "
+        f"{run['steps']} DDIM steps, w = {run['w']:g}, seed {run['seed']}, {run['dtype']}, {run['device']}, "
+        f"{run['date']}."
+    )
+    return table(("method", *(SCORES[key][0] for key in keys), "seconds", "bytes"), *rows) + f"\n\n{note}"
+
+
+def measured_scores(subjects: dict) -> set[str]:
+    """The scores that every row of a record has."""
+    return set.intersection(*(set(row["by_prompt"]) for methods in subjects.values() for row in methods.values()))
+
+
+def claims() -> str:
+    """The claims with a record, and everything that was measured for them."""
+    run = read("claims.json")
+    rows = [("claim", "what it says", "verdict", "measured")]
+    for name, claim in run["claims"].items():
+        label = f"[{name}](notebooks/{claim['notebook']}.ipynb)" if claim["notebook"] else name
+        why = f". Why: {claim['why']}" if claim["why"] else ""
+        rows.append((label, claim["claim"], f"**{claim['verdict']}**", claim["measured"] + why))
+    note = f"Measured by `make claims`: seed {run['seed']}, {run['dtype']}, {run['device']}, {run['date']}."
+    return table(*rows) + f"\n\n{note}"
+
+
+def plateau() -> str:
+    """Subject fidelity over a training, at quarters of each method's own number of steps."""
+    run = read("plateau.json")
+    rows = [("method", "before", "1/4", "1/2", "3/4", "its own steps", "half as many again", "later", "it still rises")]
+    for method, found in run["methods"].items():
+        first, *others = found["subject_fidelity"]
+        cells = [f"{first:.2f}"]
+        cells += [f"{f:.2f} ({s:.0f} s)" for f, s in zip(others, found["seconds"][1:], strict=True)]
+        rows.append((method.replace("_", " "), *cells, f"{estimate(found['later']):+.3f}", found["rises"]))
+    note = (
+        f"Measured by `python measurements/plateau.py --threads {run['threads']}` on {', '.join(run['curves'])}: "
+        f"subject fidelity, and seconds of training until there; {run['images']} samples of each prompt, "
+        f"{run['steps']} steps, w = {run['w']:g}, seed {run['seed']}, {run['dtype']}, {run['device']}, {run['date']}. "
+        "Later: the gain of half as many steps again, with its 95 % interval over prompts."
+    )
+    return table(*rows) + f"\n\n{note}"
