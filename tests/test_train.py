@@ -1,27 +1,14 @@
-"""Training: what a step is, the averaged weights, and a run that is killed and goes on bit for bit."""
-
-import importlib.util
-import json
-import math
-import os
-import socket
-import subprocess
-import sys
-import time
-from pathlib import Path
+"""Training: what a step is, and the averaged weights."""
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 
-from course_lib.diffusion import checkpoint
 from course_lib.diffusion.ddpm import simple_loss
 from course_lib.diffusion.schedule import linear
 from course_lib.diffusion.train import EMA, Training
 
-REPO = Path(__file__).resolve().parents[1]
-SCRIPT = REPO / "training" / "ddpm_cifar10.py"
 IMAGES = torch.randint(0, 256, (12, 3, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
 LABELS = torch.arange(12) % 10
 
@@ -156,6 +143,20 @@ def test_the_average_is_a_frozen_copy(tiny_unet):
     assert_same(weights(ema.model), before)
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+def test_the_average_has_the_latest_buffers(decay):
+    net = torch.nn.BatchNorm1d(3).train()
+    ema = EMA(net, decay=decay)
+    for _ in range(3):
+        net(torch.randn(8, 3, generator=seeded(1)) + 5)
+        with torch.no_grad():
+            net.weight.add_(1)
+        ema.update(net)
+    assert net.num_batches_tracked == 3 and net.running_mean.min() > 1
+    assert_same(dict(ema.model.named_buffers()), dict(net.named_buffers()))
+    assert torch.equal(ema.model.weight, net.weight) == (decay == 0)  # 0: no average
+
+
 @pytest.mark.parametrize(
     ("images", "labels", "message"),
     [
@@ -172,212 +173,3 @@ def test_data_of_another_kind_is_refused(tiny_unet, images, labels, message):
 def test_labels_need_a_network_that_takes_them(tiny_unet):
     with pytest.raises(ValueError, match=r"^model: expected a network with num_classes set"):
         training(tiny_unet())
-
-
-# ---- saving ----
-
-
-def test_a_run_goes_on_where_it_was_saved(tiny_unet, tmp_path):
-    whole = training(tiny_unet(num_classes=10), total_steps=8)
-    losses = [loss.item() for _, loss in whole.steps(8)]
-    first = training(tiny_unet(num_classes=10), total_steps=8)
-    assert [loss.item() for _, loss in first.steps(5)] == losses[:5]
-    first.save(tmp_path / "run" / "state.pt", minutes=1.5)
-    second = training(tiny_unet(num_classes=10, dropout=0.0).requires_grad_(), total_steps=8)
-    with torch.no_grad():  # nothing of the new network may survive
-        for weight in second.net.parameters():
-            weight.fill_(9)
-    assert second.load(tmp_path / "run" / "state.pt") == {"minutes": 1.5}
-    assert second.step == 5 and [(s, loss.item()) for s, loss in second.steps(3)] == list(zip((6, 7, 8), losses[5:]))
-    assert_same(weights(second.net), weights(whole.net))
-    assert_same(weights(second.ema.model), weights(whole.ema.model))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"), [({"seed": 1}, "seed: .* 0, got 1"), ({"batch_size": 5}, "batch_size: .* 4, got 5")]
-)
-def test_other_settings_are_refused(tiny_unet, tmp_path, options, message):
-    training(tiny_unet(num_classes=10)).save(tmp_path / "state.pt")
-    other = training(tiny_unet(num_classes=10), **options)
-    with pytest.raises(ValueError, match=f"^{message}; resume with the same value"):
-        other.load(tmp_path / "state.pt")
-    assert other.step == 0
-
-
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_a_save_that_breaks_off_leaves_the_old_state(tiny_unet, tmp_path, monkeypatch, share):
-    run, path = training(tiny_unet(num_classes=10)), tmp_path / "state.pt"
-    list(run.steps(1))
-    run.save(path)
-    before, content = weights(run.net), path.read_bytes()
-    list(run.steps(1))
-
-    def half(state, file):
-        Path(file).write_bytes(content[: int(share * len(content))])
-        raise OSError("disk full")
-
-    monkeypatch.setattr(torch, "save", half)
-    with pytest.raises(OSError, match="disk full"):
-        run.save(path)
-    monkeypatch.undo()
-    again = training(tiny_unet(num_classes=10))
-    again.load(path)
-    assert again.step == 1
-    assert_same(weights(again.net), before)
-
-
-# ---- the script: kill -9, and go on ----
-
-
-def data_file(folder):
-    rng = np.random.default_rng(0)
-    path = folder / "data.npz"
-    np.savez(
-        path,
-        train_images=rng.integers(0, 256, (64, 32, 32, 3)).astype(np.uint8), train_labels=rng.integers(0, 10, 64),
-        test_images=rng.integers(0, 256, (4, 32, 32, 3)).astype(np.uint8), test_labels=rng.integers(0, 10, 4),
-    )  # fmt: skip
-    return path
-
-
-def options(data, out, steps, **more):
-    more = {"log-every": 2, "save-every": 0, "draw-steps": 0, "minutes": 5, **more}
-    tiny = "--channels 32 32 --batch-size 4 --precision no --threads 1".split()
-    return [*tiny, "--data", str(data), "--out", str(out), "--steps", str(steps),
-            *(str(part) for name, value in more.items() for part in (f"--{name}", value))]  # fmt: skip
-
-
-def environment(**more):
-    return {**os.environ, "PYTHONPATH": str(REPO), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **more}
-
-
-def losses(out):
-    return [(row["step"], row["loss"]) for row in map(json.loads, (out / "log.jsonl").read_text().splitlines())]
-
-
-@pytest.fixture
-def script(monkeypatch):
-    """script(arguments): the training script, run inside this process."""
-    spec = importlib.util.spec_from_file_location("ddpm_cifar10", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    threads = torch.get_num_threads()
-
-    def run(arguments):
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
-        with torch.random.fork_rng(devices=[]):
-            module.main()
-
-    yield run
-    torch.set_num_threads(threads)
-
-
-def killed(arguments, log, rows):
-    """Start the script in a process of its own, and kill it once its log has that many rows."""
-    process = subprocess.Popen(
-        [sys.executable, str(SCRIPT), *arguments], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    try:
-        deadline = time.time() + 300
-        while process.poll() is None and time.time() < deadline:
-            if log.is_file() and log.read_bytes().count(b"\n") >= rows:
-                break
-            time.sleep(0.002)
-        finished = process.poll()
-    finally:
-        process.kill()  # kill -9; on Windows, TerminateProcess
-        output = process.communicate()[0].decode()
-    assert finished is None, f"ended before it was killed:\n{output}"
-
-
-def test_a_killed_run_goes_on_bit_for_bit(tmp_path, script):
-    """The log and every number of the final state of a run that was killed are those of an undisturbed run."""
-    data, steps = data_file(tmp_path), 40
-    script(options(data, tmp_path / "whole", steps))
-    expected = losses(tmp_path / "whole")
-    assert [step for step, _ in expected] == list(range(2, 41, 2)) and all(math.isfinite(x) for _, x in expected)
-
-    out = tmp_path / "killed"
-    arguments = options(data, out, steps, **{"save-every": 1e-3})  # every 0.06 s: some steps are lost each time
-    killed(arguments, out / "log.jsonl", rows=4)
-    assert (out / "state.pt").is_file() and len(losses(out)) < len(expected)
-    with (out / "log.jsonl").open("a") as file:  # what a kill can leave behind: rows after the last save, half a row
-        file.write('{"step": 38, "loss": -1.0, "minutes": 0}\n{"step": 40, "lo')
-    saved = torch.load(out / "state.pt", weights_only=True)["step"]
-    assert 0 < saved < steps
-    script(arguments)
-    assert losses(out) == expected
-    a, b = (torch.load(folder / "state.pt", weights_only=True) for folder in (tmp_path / "whole", out))
-    assert a["step"] == b["step"] == steps and a["updates"] == b["updates"] == steps
-    assert_same(a["net"], b["net"])
-    assert_same(a["ema"], b["ema"])
-    for i, moments in a["optimizer"]["state"].items():
-        assert_same(moments, b["optimizer"]["state"][i])
-
-
-def test_a_run_stopped_between_two_rows_of_its_log(tmp_path, script, monkeypatch):
-    """The losses since the last row are saved too: the next row is the mean of all its steps."""
-    data, steps = data_file(tmp_path), Training.steps
-    script(options(data, tmp_path / "whole", 8))
-
-    def five(self, count):
-        for step, loss in steps(self, count):
-            yield step, loss
-            if step == 5:
-                raise KeyboardInterrupt
-
-    monkeypatch.setattr(Training, "steps", five)
-    with pytest.raises(KeyboardInterrupt):
-        script(options(data, tmp_path / "stopped", 8))
-    assert [step for step, _ in losses(tmp_path / "stopped")] == [2, 4]
-    monkeypatch.setattr(Training, "steps", steps)
-    script(options(data, tmp_path / "stopped", 8))
-    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
-
-
-def test_a_log_without_a_state_is_forgotten(tmp_path, script):
-    """Killed before its first save, a run starts again, and so does its log."""
-    data = data_file(tmp_path)
-    (tmp_path / "log.jsonl").write_text('{"step": 2, "loss": -1.0, "minutes": 0}\n')
-    script(options(data, tmp_path, 4))
-    rows = losses(tmp_path)
-    assert [step for step, _ in rows] == [2, 4] and all(loss > 0 for _, loss in rows)
-
-
-def test_the_script_ships_what_it_averaged_and_draws(tmp_path, script):
-    data, ship = data_file(tmp_path), tmp_path / "shipped"
-    script(options(data, tmp_path / "out", 3, **{"ship": ship, "log-every": 1, "save-every": 5, "draw-steps": 1}))
-    assert (tmp_path / "out" / "samples_000003.png").stat().st_size > 1_000
-    averaged = torch.load(tmp_path / "out" / "state.pt", weights_only=True)["ema"]
-    for name, value in checkpoint.load(ship).state_dict().items():
-        torch.testing.assert_close(value, averaged[name].half().float(), rtol=0, atol=0)
-    note = json.loads((ship / "provenance.json").read_text())
-    assert (
-        note["made_by"] == "training/ddpm_cifar10.py" and note["steps"] == 3 and note["data"] == "CIFAR-10 (data.npz)"
-    )
-    assert all(note[key] for key in ("date", "device", "torch", "last_losses"))
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="gloo on Windows needs a host name that resolves")
-def test_two_processes_train_one_model(tmp_path):
-    """Each draws its own images; the gradients are averaged; one of them writes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    out = tmp_path / "out"
-    launch = "--cpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no".split()
-    launch += ["--num_cpu_threads_per_process", "1", "--main_process_port", str(port)]
-    command = [sys.executable, "-m", "accelerate.commands.launch", *launch]
-    arguments = options(data_file(tmp_path), out, 10, **{"log-every": 1})
-    done = subprocess.run(
-        [*command, str(SCRIPT), *arguments],
-        env=environment(HF_HOME=str(tmp_path)),
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert [step for step, _ in losses(out)] == list(range(1, 11))  # written once, not by each process
-    assert torch.load(out / "state.pt", weights_only=True)["step"] == 10
-    assert done.stdout.count("step 10:") == 1

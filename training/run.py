@@ -1,157 +1,149 @@
-"""The loop that the Toybox trainings share: any device, several processes, averaged weights, exact resume, a log.
+"""The resumable loop of all trainings in this folder: any device, several processes, averaged weights, a log.
 
-A step's random numbers come from a generator seeded with (seed, process, step), so a killed run goes on bit for bit
-from its last save. The lesson is in the scripts that call it; this is housekeeping.
+A step's random numbers come from a generator seeded with (seed, process, step), so a run that was stopped or killed
+goes on bit for bit from its last save. The model and its loss are in the scripts; this file is housekeeping.
 """
 
 import argparse
 import contextlib
-import copy
 import datetime
+import hashlib
 import json
-import os
+import sys
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterable
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
+from command import FREE, asked_to_stop, read_state
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
+from course_lib.diffusion.ddpm import step_generator
 from course_lib.diffusion.train import EMA
-from course_lib.environment import device_name, sha256
-from course_lib.toybox import sets
-from course_lib.toybox.captions import caption
+from course_lib.environment import device_name, write_whole
 
 
-def common_arguments(parser: argparse.ArgumentParser, out: str, batch_size: int, lr: float, steps: int) -> None:
-    """The options that all stages have."""
-    add = parser.add_argument
-    add("--out", type=Path, default=Path(out), help=f"where state, log and samples go (default {out})")
-    add("--ship", type=Path, help="where the averaged weights go at the end (data/checkpoints/...)")
-    add("--start-from", type=Path, help="a shipped model of this stage to go on from, with a fresh optimiser")
-    add("--minutes", type=float, default=60, help="stop after this long (default 60)")
-    add("--steps", type=int, default=steps, help="all steps; the learning rate falls over the last --cooldown of them")
-    add("--cooldown", type=float, default=0.3, help="share of the steps over which the learning rate falls to 0")
-    add("--by-clock", action="store_true", help="the learning rate falls towards --minutes, not towards --steps: for a "
-        "machine of unknown speed (a killed run still goes on, but no longer bit for bit)")  # fmt: skip
-    add("--batch-size", type=int, default=batch_size, help="per step and process")
-    add("--lr", type=float, default=lr)
-    add("--ema", type=float, default=0.998)
-    add("--images", type=int, default=40_000, help="how many pictures are drawn and used")
-    add("--precision", choices=["no", "bf16", "fp16"], default="no")
-    add("--compile", action="store_true", help="torch.compile the model: pays on a GPU")
-    add("--workers", type=int, default=0, help="processes that write captions ahead of the steps: pays on a GPU")
-    add("--threads", type=int, help="CPU threads (default: all)")
-    add("--save-every", type=float, default=4, help="minutes between saves")
-    add("--seed", type=int, default=0)
+def digest(tensors: Iterable[Tensor]) -> str:
+    """The first 16 digits of the SHA-256 of all numbers in these tensors."""
+    total = hashlib.sha256()
+    for tensor in tensors:
+        total.update(tensor.detach().cpu().contiguous().numpy())
+    return total.hexdigest()[:16]
 
 
 class Run:
     """One resumable training of `model`: `run.train(batch_loss, on_save)`. `run.ema.model` holds the averaged weights.
 
-    If args.out/state.pt exists, the model, the average and the optimiser start from it.
+    If args.out/state.pt exists, the run goes on from it.
+    args: with the options of `common_arguments`.  accelerator: from `begin`.  made_by: the script.
+    about: the data, the sizes of the model, and all else beside the options that the result depends on.
+    Raises ValueError if the state is damaged, or belongs to other data or settings.
     """
 
-    def __init__(self, args: argparse.Namespace, model: nn.Module, accelerator: Accelerator):
-        if args.threads:
-            torch.set_num_threads(args.threads)
-        if int(os.environ.get("WORLD_SIZE", 1)) != accelerator.num_processes:  # each would train a model of its own
-            raise SystemExit("the processes do not know of each other; start them with `torchrun --nproc_per_node 2`")
-        self.args, self.accelerator = args, accelerator
-        self.net = model.to(accelerator.device, memory_format=torch.channels_last).train()
+    adamw = dict(betas=(0.9, 0.99), weight_decay=0.0)
+    warmup = 100  # steps over which the learning rate rises
+    clip = 1.0  # largest norm of the gradient
+
+    def __init__(self, args: argparse.Namespace, model: nn.Module, accelerator: Accelerator, made_by: str, about: dict):
+        self.args, self.accelerator, self.device = args, accelerator, accelerator.device
+        self.net = model.to(self.device, memory_format=torch.channels_last).train()
         self.ema = EMA(self.net, args.ema)
-        fused = accelerator.device.type != "mps"  # one kernel updates all weights
-        optimizer = torch.optim.AdamW(
-            self.net.parameters(), lr=args.lr, weight_decay=0.0, betas=(0.9, 0.99), fused=fused
-        )
+        fused = self.device.type != "mps"  # one kernel updates all weights
+        optimizer = torch.optim.AdamW(self.net.parameters(), lr=args.lr, fused=fused, **self.adamw)
         self.optimizer = accelerator.prepare(optimizer)
-        self.model = torch.compile(self.net) if args.compile else self.net
-        self.step, self.minutes, self.state = 0, 0.0, args.out / "state.pt"
-        self.started_from = None
+        self.step, self.minutes, self.total, self.count = 0, 0.0, 0.0, 0  # total and count: losses since the last row
+        self.state, self.log, self.started_from = args.out / "state.pt", args.out / "log.jsonl", None
         if args.start_from:
             self.started_from = json.loads((args.start_from / "provenance.json").read_text())
-        self.log = args.out / "log.jsonl"
+        options = {f"--{name.replace('_', '-')}": value for name, value in vars(args).items() if name not in FREE}
+        settings = {"script": made_by, **about, **options, "processes": accelerator.num_processes}
+        self.settings = json.loads(json.dumps(settings, default=str))  # plain values, as they are kept in the file
         args.out.mkdir(parents=True, exist_ok=True)
         if self.state.is_file():
             self._load()
-
-    def freeze(self, *modules: nn.Module) -> None:
-        for module in modules:
-            module.requires_grad_(False)
+        if accelerator.is_main_process and self.log.is_file():  # rows after the last save are written again
+            with write_whole(self.log) as temporary:
+                kept = (json.dumps(row) + "\n" for row in self.rows() if row["step"] <= self.step)
+                temporary.write_text("".join(kept))
 
     def learning_rate(self, step: int) -> float:
-        """Rises over 100 steps, stays, and falls in a straight line to 0 at the end."""
+        """Rises over `warmup` steps, stays, and falls in a straight line to 0 at the end."""
         left = max(0.0, 1 - step / self.args.steps)
         if self.args.by_clock:
             left = min(left, max(0.0, 1 - self.minutes / self.args.minutes))
-        return self.args.lr * min(1.0, step / 100, left / max(self.args.cooldown, 1 / self.args.steps))
+        return self.args.lr * min(1.0, step / self.warmup, left / max(self.args.cooldown, 1 / self.args.steps))
+
+    def hyperparameters(self, step: int) -> dict:
+        """The optimiser's values in this step."""
+        return dict(lr=self.learning_rate(step))
 
     def generator(self, step: int) -> torch.Generator:
-        return generator_of(self.args.seed, self.accelerator.process_index, step)
-
-    def captioned(self, tokenizer, drop: float = 0.0) -> Iterator[list[Tensor]]:
-        """For each step to come: rows (B,) of the training pictures and token ids (B, L) of a new caption of each."""
-        workers, device = self.args.workers, self.accelerator.device
-        steps = Captioned(self.args, self.accelerator.process_index, tokenizer, drop)
-        loader = DataLoader(
-            steps, batch_size=None, sampler=range(self.step + 1, self.args.steps + 1), num_workers=workers,
-            prefetch_factor=8 if workers else None, pin_memory=device.type == "cuda",
-        )  # fmt: skip
-        return ([part.to(device, non_blocking=True) for part in parts] for parts in loader)
+        """The random numbers of a step in this process, on its device."""
+        return step_generator(self.args.seed, self.accelerator.process_index, step, on=self.device)
 
     def train(self, batch_loss: Callable[[torch.Generator], Tensor], on_save: Callable[[int], dict] | None = None):
-        """Step until the steps or the minutes are over. batch_loss: generator -> loss; on_save: step -> measures."""
-        args, start, before = self.args, time.time(), self.minutes
-        saved, total, count = start, 0.0, 0
-        while self.step < args.steps:
-            self.step += 1
-            with self.accelerator.autocast():
-                loss = batch_loss(self.generator(self.step))
-            self.accelerator.backward(loss)
-            if (
-                self.accelerator.num_processes > 1
-            ):  # here, not in a wrapper's forward: a stage may call parts of the net
-                for param in self.net.parameters():
-                    if param.grad is not None:
-                        param.grad = self.accelerator.reduce(param.grad, "mean")
-            self.accelerator.clip_grad_norm_(self.net.parameters(), 1.0)
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.learning_rate(self.step)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-            self.ema.update(self.net)
-            total, count = total + loss.detach(), count + 1
-            self.minutes = before + (time.time() - start) / 60
-            stop = self._time_is_up(time.time() - start > 60 * args.minutes) or self.step == args.steps
-            report, save = self.step % 50 == 0 or stop, stop or time.time() - saved > 60 * args.save_every
-            if (report or save) and not torch.isfinite(total):  # so a good state is never overwritten with a bad one
-                raise RuntimeError(
-                    f"the loss is not a number at step {self.step}; {self.state} holds the last "
-                    "good state: start again with a smaller --lr"
-                )
-            if report:
-                self._write(loss=round((total / count).item(), 5))
-                total, count = 0.0, 0
-            if save:
-                if self.accelerator.is_main_process:
-                    self._save()
-                    if on_save:
-                        self._write(**on_save(self.step))
-                saved = time.time()
-            if stop:
-                break
+        """Step until the steps or the minutes are over. batch_loss: generator -> loss; on_save: step -> measures.
 
-    def _time_is_up(self, up: bool) -> bool:
-        """Several processes ask the first one's clock, now and then: all have to stop at the same step."""
+        Ctrl-C or SIGTERM saves the state and ends the program with exit code 130. Raises FloatingPointError if the loss
+        is not a number: a good state is never overwritten with a bad one.
+        """
+        args, start, before = self.args, time.time(), self.minutes
+        saved, ask_every = start, 1 if self.accelerator.num_processes == 1 else 10
+        with asked_to_stop() as asked:
+            while self.step < args.steps:
+                self._take_step(batch_loss)
+                self.minutes = before + (time.time() - start) / 60
+                stop = bool(asked) or time.time() - start > 60 * args.minutes
+                end = self.step == args.steps or (self.step % ask_every == 0 and self._any(stop))
+                due, save = self.step % args.log_every == 0, end or time.time() - saved > 60 * args.save_every
+                if due or save:
+                    self._check_finite()
+                if due or (end and not asked):
+                    self._write(loss=round((self.total / self.count).item(), 5))
+                if due:
+                    self.total, self.count = 0.0, 0
+                if save and self.accelerator.is_main_process:
+                    self._save()
+                    if on_save and not asked:
+                        self._write(**on_save(self.step))
+                if save:
+                    saved = time.time()
+                if end:
+                    break
+            if self._any(bool(asked)):
+                if self.accelerator.is_main_process:
+                    print(f"stopped after step {self.step:,}, which is saved in {self.state}; "
+                          "the same command goes on from there", file=sys.stderr)  # fmt: skip
+                raise SystemExit(130)
+
+    def _take_step(self, batch_loss: Callable[[torch.Generator], Tensor]) -> None:
+        self.step += 1
+        with self.accelerator.autocast():
+            loss = batch_loss(self.generator(self.step))
+        self.accelerator.backward(loss)
+        if self.accelerator.num_processes > 1:  # here, not in a wrapper's forward: a script may call parts of the net
+            for param in self.net.parameters():
+                if param.grad is not None:
+                    param.grad = self.accelerator.reduce(param.grad, "mean")
+        self.accelerator.clip_grad_norm_(self.net.parameters(), self.clip)
+        for group in self.optimizer.param_groups:
+            group.update(self.hyperparameters(self.step))
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.ema.update(self.net)
+        self.total, self.count = self.total + loss.detach(), self.count + 1
+
+    def _check_finite(self) -> None:
+        if not torch.isfinite(self.total):
+            rest = f"{self.state} holds the last good state" if self.state.is_file() else "nothing was saved"
+            raise FloatingPointError(f"the loss is not a number at step {self.step}; {rest}; "
+                                     "begin again with a smaller --lr and another --out")  # fmt: skip
+
+    def _any(self, flag: bool) -> bool:
+        """Whether any process says yes: all have to stop after the same step."""
         if self.accelerator.num_processes == 1:
-            return up
-        if self.step % 10:
-            return False
-        return bool(broadcast(torch.tensor(float(up), device=self.accelerator.device)).item())
+            return flag
+        return self.accelerator.reduce(torch.tensor(float(flag), device=self.device), "sum").item() > 0
 
     def _write(self, **row) -> None:
         if self.accelerator.is_main_process:
@@ -160,69 +152,50 @@ class Run:
             with self.log.open("a") as file:
                 file.write(json.dumps(row) + "\n")
 
+    def rows(self) -> list[dict]:
+        """The rows of the log, up to one that a kill cut off."""
+        rows = []
+        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+            for line in self.log.read_text().splitlines():
+                rows.append(json.loads(line))
+        return rows
+
     def _save(self) -> None:
-        """All at once under another name, then renamed: a kill in the middle leaves the old file whole."""
-        state = dict(step=self.step, minutes=self.minutes, seed=self.args.seed, updates=self.ema.updates,
-                     net=self.net.state_dict(), ema=self.ema.model.state_dict(),
-                     optimizer=self.optimizer.state_dict())  # fmt: skip
-        torch.save(state, self.state.with_suffix(".tmp"))
-        os.replace(self.state.with_suffix(".tmp"), self.state)
+        scaler = self.accelerator.scaler  # of fp16's losses
+        state = dict(settings=self.settings, started_from=self.started_from, step=self.step, minutes=self.minutes,
+                     updates=self.ema.updates, total=float(self.total), count=self.count, net=self.net.state_dict(),
+                     ema=self.ema.model.state_dict(), optimizer=self.optimizer.state_dict(),
+                     scaler=scaler.state_dict() if scaler else None)  # fmt: skip
+        with write_whole(self.state) as temporary:
+            torch.save(state, temporary)
 
     def _load(self) -> None:
-        state = torch.load(self.state, map_location="cpu", weights_only=True)
-        self.net.load_state_dict(state["net"])
-        self.ema.model.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.minutes, self.ema.updates = state["step"], state["minutes"], state["updates"]
-        if self.accelerator.is_main_process and self.log.is_file():  # rows after the last save are written again
-            rows = self.log.read_text().splitlines(keepends=True)
-            self.log.write_text("".join(row for row in rows if json.loads(row)["step"] <= self.step))
-        print(f"{self.state}: going on from step {self.step:,} ({self.minutes:.0f} minutes so far)", flush=True)
+        state = read_state(self.state)
+        theirs, ours = state["settings"], self.settings
+        for name in {**ours, **theirs}:
+            if theirs.get(name) != ours.get(name):
+                raise ValueError(f"{name}: {self.state} was written with {theirs.get(name)}, got {ours.get(name)}; "
+                                 "go on with the same value, or begin anew with another --out")  # fmt: skip
+        try:
+            self.net.load_state_dict(state["net"])
+            self.ema.model.load_state_dict(state["ema"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.accelerator.scaler:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
+            self.step, self.minutes, self.ema.updates = state["step"], state["minutes"], state["updates"]
+            self.total, self.count, self.started_from = state["total"], state["count"], state["started_from"]
+        except Exception as error:  # a part is missing, or of another shape
+            raise ValueError(f"{self.state} does not fit this training ({type(error).__name__}); delete it to begin "
+                             "again, or choose another --out") from error  # fmt: skip
+        if self.accelerator.is_main_process:
+            print(f"{self.state}: goes on from step {self.step:,} ({self.minutes:.0f} minutes so far)", flush=True)
 
-
-def generator_of(seed: int, process: int, step: int) -> torch.Generator:
-    key = np.random.SeedSequence([seed, process, step]).generate_state(1)[0]
-    return torch.Generator().manual_seed(int(key))
-
-
-class Captioned(Dataset):
-    """Which pictures a step has, and what is said of them. Item k depends on seed, process and k alone.
-
-    A picture gets a new caption each time it is seen; a share `drop` of the captions is left empty.
-    """
-
-    def __init__(self, args: argparse.Namespace, process: int, tokenizer, drop: float):
-        self.args, self.process, self.tokenizer, self.drop = args, process, tokenizer, drop
-
-    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
-        generator = generator_of(self.args.seed, self.process, step)
-        rows = torch.randint(self.args.images, (self.args.batch_size,), generator=generator)
-        dropped = (torch.rand(len(rows), generator=generator) < self.drop).tolist()
-        words = np.random.default_rng(rows.tolist())
-        lines = [caption(sets.pair_spec(row)[0], words) for row in rows.tolist()]
-        lines = ["" if drop else line for drop, line in zip(dropped, lines, strict=True)]
-        return rows, self.tokenizer(lines, padding="max_length", truncation=True, return_tensors="pt").input_ids
-
-
-def ship(model: nn.Module, folder: Path, run: Run, **about) -> None:
-    """Write weights as fp16 safetensors of at most 15 MB a file, with provenance.json beside them."""
-    for old in folder.glob("*.safetensors*"):  # of an earlier generation, perhaps in another number of files
-        old.unlink()
-    half = copy.deepcopy(model).half()
-    half.save_pretrained(folder, max_shard_size="15MB", safe_serialization=True)
-    config = json.loads((folder / "config.json").read_text())
-    config.pop("_name_or_path", None)  # where the weights came from: a path of this machine
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    args, rows = run.args, []
-    with contextlib.suppress(FileNotFoundError):
-        rows = [json.loads(line) for line in run.log.read_text().splitlines()]
-    facts = dict(
-        about, data="Toybox pictures with captions, drawn by course_lib/toybox/sets.py", steps=run.step,
-        minutes=round(run.minutes, 1), batch_size=args.batch_size, lr=args.lr, seed=args.seed,
-        ema=args.ema, images=args.images, processes=run.accelerator.num_processes, device=device_name(),
-        threads=torch.get_num_threads(), precision=args.precision, torch=torch.__version__,
-        date=datetime.date.today().isoformat(), parameters=sum(p.numel() for p in model.parameters()),
-        started_from=run.started_from, last_rows=rows[-3:],
-        sha256={p.name: sha256(p) for p in sorted(folder.glob("*.safetensors"))},
-    )  # fmt: skip
-    (folder / "provenance.json").write_text(json.dumps(facts, indent=1) + "\n")
+    def facts(self) -> dict:
+        """How the weights came about, for provenance.json."""
+        args = self.args
+        return dict(
+            steps=self.step, minutes=round(self.minutes, 1), batch_size=args.batch_size, lr=args.lr, ema=args.ema,
+            seed=args.seed, precision=args.precision, processes=self.accelerator.num_processes, device=device_name(),
+            threads=torch.get_num_threads(), torch=torch.__version__, date=datetime.date.today().isoformat(),
+            started_from=self.started_from,
+        )  # fmt: skip

@@ -1,11 +1,12 @@
-"""Train the tokenizer and CLIP in miniature: a text tower and an image tower that put a picture near its caption.
+"""Train the tokenizer and a small CLIP: a text tower and an image tower that put a picture near its caption.
 
     python training/toybox_clip.py --minutes 30
 
-First a byte-pair vocabulary is learnt from 20,000 captions (words of the world become one token, a made-up word falls
-into pieces). Then both towers are trained on rendered pairs with the contrastive loss of notebook 05 (Radford et al.
+First a byte-pair vocabulary is learnt from 20,000 captions (a word of the Toybox becomes one token, a made-up word
+several). Then both towers are trained on rendered pairs with the contrastive loss of notebook 05 (Radford et al.
 2021, Figure 3). A picture gets a new caption each time it is seen. The text tower becomes the frozen text encoder of
-the miniature Stable Diffusion. It can be stopped at any time: the same command goes on from the last save.
+the Toybox model.
+It can be stopped at any time (Ctrl-C, kill -9): the same command goes on from the last save.
 """
 
 import argparse
@@ -14,21 +15,22 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
-from run import Run, common_arguments, ship
+from command import begin, command, common_arguments
+from run import Run
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
+from toybox_stage import captioned, data_name, picture_arguments, pictures, ship
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from course_lib.environment import on_cpu
+from course_lib.environment import from_uint8
 from course_lib.toybox import captions, sets
 
 LENGTH = 32  # tokens of a prompt
-WIDTH = 128
+SHAPE = dict(hidden_size=128, intermediate_size=512, num_attention_heads=4, projection_dim=128)
 
 
 def train_tokenizer(count: int = 20_000, vocabulary: int = 1400) -> CLIPTokenizer:
-    """A CLIP tokenizer whose pairs are merged from most to least frequent in the captions of the world."""
+    """A CLIP tokenizer that merges the pairs of letters most frequent in the captions of the Toybox, these first."""
     bpe = Tokenizer(models.BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>"))
     bpe.normalizer = normalizers.Lowercase()
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
@@ -59,14 +61,13 @@ def clip_config(tokenizer: CLIPTokenizer) -> CLIPConfig:
     """Two small transformers: 3 layers of width 128 for text, 4 for the 64 patches of a 64 x 64 picture."""
     ends = dict(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
                 pad_token_id=tokenizer.pad_token_id)  # fmt: skip
-    shape = dict(hidden_size=WIDTH, intermediate_size=4 * WIDTH, num_attention_heads=4, projection_dim=128)
-    text = dict(shape, vocab_size=len(tokenizer), max_position_embeddings=LENGTH, num_hidden_layers=3, **ends)
-    vision = dict(shape, image_size=64, patch_size=8, num_hidden_layers=4)
-    return CLIPConfig(text_config=text, vision_config=vision, projection_dim=128)
+    text = dict(SHAPE, vocab_size=len(tokenizer), max_position_embeddings=LENGTH, num_hidden_layers=3, **ends)
+    vision = dict(SHAPE, image_size=64, patch_size=8, num_hidden_layers=4)
+    return CLIPConfig(text_config=text, vision_config=vision, projection_dim=SHAPE["projection_dim"])
 
 
 def contrastive_loss(image_features: Tensor, text_features: Tensor, scale: Tensor) -> Tensor:
-    """Each picture should choose its own caption among all of the batch, and each caption its picture.
+    """Cross-entropy of finding a picture's caption among all of the batch, and a caption's picture.
 
     (B, D) unit vectors.  Source: Radford et al. 2021, Figure 3.
     """
@@ -83,7 +84,7 @@ def features(clip: CLIPModel, x: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def open_in_float32(folder: Path) -> None:
-    """transformers would open fp16 weights in fp16; diffusers opens the other parts of a pipeline in float32."""
+    """Ask for float32 in config.json, as diffusers does for the other parts; transformers would open fp16 as fp16."""
     config = json.loads((folder / "config.json").read_text()) | {"dtype": "float32"}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
@@ -101,29 +102,28 @@ def retrieval(clip: CLIPModel, x: Tensor, ids: Tensor) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     common_arguments(parser, out="runs/toybox_clip", batch_size=192, lr=1e-3, steps=4000)
+    picture_arguments(parser, captions=True)
     args = parser.parse_args()
-    accelerator = Accelerator(mixed_precision=args.precision, cpu=on_cpu())
-    torch.manual_seed(args.seed)
+    accelerator = begin(args)
     tokenizer = train_tokenizer()
     clip = CLIPModel(clip_config(tokenizer))
     if args.start_from:
         clip = CLIPModel.from_pretrained(args.start_from, dtype=torch.float32)
-    run = Run(args, clip, accelerator)
-    device = accelerator.device
-    images, captioned = torch.from_numpy(sets.pair_images(args.images)).to(device), run.captioned(tokenizer)
+    about = {"data": data_name(args.images), "tokens": len(tokenizer), **SHAPE}
+    run = Run(args, clip, accelerator, "training/toybox_clip.py", about)
+    images, batches = pictures(args.images, run.device), captioned(run, tokenizer)
     test = sets.pairs(256, split="test")
+    test_x = from_uint8(test.images).to(run.device)
     prompts = [captions.describe(spec) for spec in test.specs]
-    test_ids = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
-
-    def pixels(images: Tensor) -> Tensor:
-        return images.permute(0, 3, 1, 2).float() / 127.5 - 1
+    test_ids = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(run.device)
 
     def batch_loss(generator: torch.Generator) -> Tensor:
-        rows, ids = next(captioned)
-        return contrastive_loss(*features(run.net, pixels(images[rows]), ids), run.net.logit_scale.exp().clamp(max=100))
+        rows, ids = next(batches)
+        scale = run.net.logit_scale.exp().clamp(max=100)
+        return contrastive_loss(*features(run.net, from_uint8(images[rows]), ids), scale)
 
     def on_save(step: int) -> dict:
-        caption_of, picture_of = retrieval(run.ema.model, pixels(torch.from_numpy(test.images).to(device)), test_ids)
+        caption_of, picture_of = retrieval(run.ema.model, test_x, test_ids)
         return dict(caption_of_picture=caption_of, picture_of_caption=picture_of)
 
     run.train(batch_loss, on_save)
@@ -136,4 +136,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

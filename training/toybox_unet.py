@@ -1,42 +1,43 @@
-"""Train the text-conditioned UNet of the Toybox Stable Diffusion on cached latents, with 10 % dropped captions.
+"""Train the text-conditioned UNet of the Toybox model on cached latents, with 10 % dropped captions.
 
     python training/toybox_unet.py --minutes 90
-    python training/toybox_unet.py --start-from data/checkpoints/toybox-sd/unet --minutes 90     # go on
+    python training/toybox_unet.py --start-from data/checkpoints/toybox-sd/unet --minutes 90     # from the shipped one
 
 Needs the autoencoder and the text encoder in --parts. The network is diffusers' UNet2DConditionModel with Stable
-Diffusion 1's layer names and noise schedule; it predicts v, as Stable Diffusion 2's does. The loss is notebook 01's.
+Diffusion 1's layer names and noise schedule; it predicts v, as Stable Diffusion 2 does. The loss is notebook 01's.
 Latents are encoded once and kept in a file; a picture gets a new caption each time it is seen.
-On a GPU, add --compile --workers 8 --precision bf16 and a larger batch.
+On a GPU, add --compile --workers 8 and a larger batch.
 It can be stopped at any time (Ctrl-C, kill -9): the same command goes on from the last save.
 """
 
 import argparse
-import hashlib
-import os
 from pathlib import Path
 
+import numpy as np
 import torch
-from accelerate import Accelerator
+from command import begin, command, common_arguments
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
-from run import Run, common_arguments, ship
+from run import Run, digest
 from torch import Tensor
+from toybox_stage import captioned, data_name, kept, picture_arguments, ship
 from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from course_lib.diffusion import guidance, samplers, schedule
-from course_lib.diffusion.ddpm import simple_loss
-from course_lib.environment import on_cpu
+from course_lib.diffusion.ddpm import eps_from_v, simple_loss
+from course_lib.environment import from_uint8
 from course_lib.plots import montage
 from course_lib.toybox import sets
+from course_lib.toybox.world import RENDERER_VERSION
 
 PARTS = Path("data/checkpoints/toybox-sd")
 CONFIG = dict(
     sample_size=16, block_out_channels=(64, 128, 256), layers_per_block=1,
     down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
     up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-    attention_head_dim=4, norm_num_groups=8,  # diffusers' name is misleading: 4 is the number of heads
+    attention_head_dim=4, norm_num_groups=8,  # diffusers' name misleads: 4 is the number of heads
 )  # fmt: skip
 PROMPTS = (
     "a photo of an orange striped cat on the beach", "a photo of a teal spotted dog in the snow",
@@ -51,10 +52,10 @@ PROMPTS = (
 
 
 class EpsModel(torch.nn.Module):
-    """The UNet as (zt, t, features) -> eps_hat, t in 1..T: eps_hat = sqrt(1 - alpha_bar) z_t + sqrt(alpha_bar) v_hat.
+    """The UNet as (zt, t, features) -> eps_hat, t in 1..T.
 
-    The network predicts v (Salimans & Ho 2022, appendix D). Of a network that predicts eps, the loss below would pull
-    1 / sqrt(alpha_bar) times as hard at large t: 15 times at t = T, where there is least to learn about shapes.
+    The network predicts v (Salimans & Ho 2022, appendix D). If it predicted eps, the gradient of the loss below would
+    be 1 / sqrt(alpha_bar) times as large at large t: 15 times at t = T, where z_t says least about shapes.
     """
 
     def __init__(self, unet: UNet2DConditionModel, noise_schedule: schedule.Schedule):
@@ -62,16 +63,14 @@ class EpsModel(torch.nn.Module):
         self.unet, self.noise_schedule = unet, noise_schedule
 
     def forward(self, zt: Tensor, t: Tensor, features: Tensor) -> Tensor:
-        alpha_bar = self.noise_schedule.at(t, zt)
-        v_hat = self.unet(zt, t - 1, features).sample
-        return (1 - alpha_bar).sqrt() * zt + alpha_bar.sqrt() * v_hat
+        return eps_from_v(zt, t, self.unet(zt, t - 1, features).sample, self.noise_schedule)
 
 
 def load_parts(folder: Path, device: torch.device) -> tuple[AutoencoderKL, CLIPTextModel, CLIPTokenizer]:
     """The frozen parts, in float32."""
     for part in ("vae", "text_encoder", "tokenizer"):
         if not (folder / part).is_dir():
-            raise SystemExit(f"--parts: expected {folder / part}; train it first (`make train-toybox` does all stages)")
+            raise ValueError(f"--parts: expected {folder / part}; train it first (`make train-toybox` does all stages)")
     vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32)
     text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
@@ -79,19 +78,12 @@ def load_parts(folder: Path, device: torch.device) -> tuple[AutoencoderKL, CLIPT
 
 
 @torch.no_grad()
-def cached_latents(vae: AutoencoderKL, images, path: Path) -> Tensor:
-    """Scaled latents (N, C, h, w) in float16 of all pictures, encoded once and kept in a file."""
-    if path.is_file():
-        latents = torch.load(path, weights_only=True)
-        if len(latents) >= len(images):
-            return latents[: len(images)]
+def scaled_latents(vae: AutoencoderKL, images: np.ndarray) -> Tensor:
+    """Latents (N, C, h, w) in float16 of pictures (N, H, W, 3) uint8, times the scaling factor."""
     parts = []
     for k in tqdm(range(0, len(images), 200), desc="encode", unit="batch"):
-        x = torch.as_tensor(images[k : k + 200]).to(vae.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        x = from_uint8(torch.from_numpy(images[k : k + 200]).to(vae.device).permute(0, 3, 1, 2))
         parts.append((vae.encode(x).latent_dist.mean * vae.config.scaling_factor).half().cpu())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(torch.cat(parts), path.with_suffix(".tmp"))
-    os.replace(path.with_suffix(".tmp"), path)
     return torch.cat(parts)
 
 
@@ -104,9 +96,8 @@ def text_features(prompts: list[str], text_encoder: CLIPTextModel, tokenizer: CL
 
 @torch.no_grad()
 def draw(unet, vae, text_encoder, tokenizer, noise_schedule, path: Path, w: float = 5.0, steps: int = 20) -> None:
-    """The same prompts and noises each time: the run in pictures."""
+    """Write the samples of PROMPTS, from the same noises each time."""
     both = text_features([""] * len(PROMPTS) + list(PROMPTS), text_encoder, tokenizer)
-
     model = EpsModel(unet, noise_schedule)
 
     def eps_model(zt: Tensor, t: int) -> Tensor:
@@ -114,9 +105,8 @@ def draw(unet, vae, text_encoder, tokenizer, noise_schedule, path: Path, w: floa
         eps_uncond, eps_cond = model(torch.cat([zt, zt]), times, both).chunk(2)
         return guidance.combine(eps_uncond, eps_cond, w)
 
-    z_T = torch.randn(len(PROMPTS), unet.config.in_channels, 16, 16, generator=torch.Generator().manual_seed(1)).to(
-        unet.device
-    )
+    generator = torch.Generator().manual_seed(1)
+    z_T = torch.randn(len(PROMPTS), unet.config.in_channels, 16, 16, generator=generator).to(unet.device)
     z0 = samplers.last(samplers.ddim(eps_model, z_T, noise_schedule, steps, clip=False))
     x0 = vae.decode(z0 / vae.config.scaling_factor).sample.clamp(-1, 1)
     picture = Image.fromarray(montage(x0.cpu(), columns=8))
@@ -142,13 +132,14 @@ def write_pipeline(folder: Path, parts: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     common_arguments(parser, out="runs/toybox_unet", batch_size=32, lr=8e-4, steps=20_000)
-    parser.add_argument("--parts", type=Path, default=PARTS, help="folder with vae, text_encoder and tokenizer")
-    parser.add_argument(
-        "--fresh-output", action="store_true", help="with --start-from: a new last layer: those weights predicted eps"
-    )
+    picture_arguments(parser, captions=True)
+    parser.add_argument("--compile", action="store_true", help="torch.compile the UNet: faster on a GPU")
+    parser.add_argument("--parts", type=Path, default=PARTS, help="folder with vae, text_encoder and tokenizer "
+                        f"(default {PARTS})")  # fmt: skip
+    parser.add_argument("--fresh-output", action="store_true", help="with --start-from: begin with a new last layer, "
+                        "for a model that predicted eps")  # fmt: skip
     args = parser.parse_args()
-    accelerator = Accelerator(mixed_precision=args.precision, cpu=on_cpu())
-    torch.manual_seed(args.seed)
+    accelerator = begin(args)
     vae, text_encoder, tokenizer = load_parts(args.parts, accelerator.device)
     channels = vae.config.latent_channels
     unet = UNet2DConditionModel(
@@ -159,28 +150,25 @@ def main() -> None:
     if args.fresh_output or not args.start_from:
         torch.nn.init.zeros_(unet.conv_out.weight)
         torch.nn.init.zeros_(unet.conv_out.bias)
-    if accelerator.device.type == "cpu":
-        # torch's fused attention is slow backwards on a CPU at these sizes
+    if accelerator.device.type == "cpu":  # torch's fused attention is slow backwards on a CPU at these sizes
         unet.set_attn_processor(AttnProcessor())
-    run = Run(args, unet, accelerator)
+    encoder_weights = [*vae.encoder.parameters(), *vae.quant_conv.parameters()]
+    encoder = digest(encoder_weights)  # of the decoder nothing: it may be trained further, and the latents stay valid
+    about = {"data": data_name(args.images), "encoder": encoder, "text encoder": digest(text_encoder.parameters()),
+             "scaling factor": vae.config.scaling_factor, **{name: unet.config[name] for name in CONFIG}}  # fmt: skip
+    run = Run(args, unet, accelerator, "training/toybox_unet.py", about)
     with accelerator.main_process_first():
-        encoder = vae.state_dict().items()  # the decoder may be trained further: the latents stay valid
-        weights = b"".join(v.cpu().numpy().tobytes() for name, v in encoder if name.startswith(("encoder", "quant")))
-        key = hashlib.sha256(weights).hexdigest()[:12]
-        images = sets.pair_images(args.images)
-        latents = cached_latents(vae, images, args.out / f"latents-{key}.pt").to(accelerator.device)
-        del images  # only the latents are needed from here on
-    captioned = run.captioned(tokenizer, drop=0.1)
-    noise_schedule = schedule.scaled_linear(spacing="trailing")
+        path = args.out / f"latents-v{RENDERER_VERSION}-{args.images}-{encoder}-{vae.config.scaling_factor}.pt"
+        latents = kept(path, lambda: scaled_latents(vae, sets.pair_images(args.images))).to(run.device)
+    network = torch.compile(run.net) if args.compile else run.net
+    batches, noise_schedule = captioned(run, tokenizer, drop=0.1), schedule.scaled_linear(spacing="trailing")
 
     def batch_loss(generator: torch.Generator) -> Tensor:
-        rows, ids = next(captioned)
-        with torch.no_grad():
-            features = text_encoder(ids).last_hidden_state
-        model = EpsModel(run.model, noise_schedule)
+        rows, ids = next(batches)
+        features = text_encoder(ids).last_hidden_state  # frozen, so without a gradient
+        model = EpsModel(network, noise_schedule)
         z0 = latents[rows].float()
-        draws = torch.Generator(device=z0.device).manual_seed(generator.initial_seed())
-        return simple_loss(lambda zt, t: model(zt, t, features), z0, noise_schedule, draws, weighting="v")
+        return simple_loss(lambda zt, t: model(zt, t, features), z0, noise_schedule, generator, weighting="v")
 
     def on_save(step: int) -> dict:
         path = args.out / f"samples_{step:06d}.png"
@@ -194,4 +182,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -5,10 +5,10 @@
 
 The network is diffusers' AutoencoderKL. Its encoder is not trained but set (`linear_encoder`): the principal
 components of 4 x 4 blocks of pixels, large ones large and small ones small. A trained encoder, as in notebook 04,
-gives all its channels about the same variance, so details weigh as much as shapes in the UNet's loss. (This is the
-reason, not a measurement: the two were not compared at equal training.)
-Only the decoder learns. Its loss is the absolute error of the pixels and of their differences to the neighbours, from
-latents with a little noise (the posterior's, as in Rombach et al. 2022, section 3.1).
+gives all its channels about the same variance, so details weigh as much as shapes in the UNet's loss. (This is a
+reason; the two were not compared by measurement.)
+Only the decoder is trained. Its loss is the absolute error of the pixels and of their differences to the neighbours,
+from latents with a little noise (the posterior's, as in Rombach et al. 2022, section 3.1).
 It can be stopped at any time (Ctrl-C, kill -9): the same command goes on from the last save.
 """
 
@@ -18,13 +18,15 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
+from command import begin, command, common_arguments
 from diffusers import AutoencoderKL
 from PIL import Image
-from run import Run, common_arguments, ship
+from run import Run
 from torch import Tensor
+from toybox_stage import data_name, picture_arguments, pictures, ship
 
-from course_lib.environment import on_cpu
+from course_lib.environment import from_uint8
+from course_lib.latent.vae import psnr
 from course_lib.plots import montage
 from course_lib.toybox import sets
 
@@ -35,21 +37,11 @@ CONFIG = dict(
 )  # fmt: skip
 
 
-def pixels(images) -> Tensor:
-    """(N, H, W, 3) uint8 to (N, 3, H, W) in [-1, 1]."""
-    return torch.as_tensor(images).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
 def reconstruction_error(x_hat: Tensor, x: Tensor) -> Tensor:
     """Absolute error of the pixels and of the steps between neighbours, so that edges count as much as areas."""
     right = F.l1_loss(x_hat.diff(dim=-1), x.diff(dim=-1))
     down = F.l1_loss(x_hat.diff(dim=-2), x.diff(dim=-2))
     return F.l1_loss(x_hat, x) + 2 * F.mse_loss(x_hat, x) + right + down
-
-
-def psnr(x_hat: Tensor, x: Tensor) -> float:
-    """10 log10(peak^2 / mean squared error) in dB; the peak of pixels in [-1, 1] is 2."""
-    return (10 * torch.log10(4 / F.mse_loss(x_hat.clamp(-1, 1), x))).item()
 
 
 @torch.no_grad()
@@ -76,7 +68,7 @@ def linear_encoder(vae: AutoencoderKL, x: Tensor, std: float = 0.08) -> None:
 
     Residual branches are switched off, the two strided convolutions gather the pixels of a block. The last group norm
     sees +z, -z and two large constants, so that its scale is constant too, and after it silu(z) - silu(-z) = z.
-    std: standard deviation of the posterior, so of the noise that the decoder learns to bear.
+    std: standard deviation of the posterior, which is the noise in the latents that the decoder is trained on.
     """
     encoder, K, large = vae.encoder, vae.config.latent_channels, 64.0
     A, b = principal_components(x, K)
@@ -114,7 +106,7 @@ def linear_encoder(vae: AutoencoderKL, x: Tensor, std: float = 0.08) -> None:
 
 def loss_of(vae: AutoencoderKL, x: Tensor, generator: torch.Generator) -> Tensor:
     """The error of pictures decoded from a draw of their posterior."""
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):  # the set encoder counts on exact numbers
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):  # the encoder that was set needs float32
         posterior = vae.encode(x).latent_dist
     z = posterior.sample(generator)
     return reconstruction_error(vae.decode(z).sample, x)
@@ -122,34 +114,36 @@ def loss_of(vae: AutoencoderKL, x: Tensor, generator: torch.Generator) -> Tensor
 
 @torch.no_grad()
 def look(vae: AutoencoderKL, x: Tensor, path: Path) -> float:
-    """Write originals above reconstructions, enlarged three times; return the PSNR in dB."""
+    """Write originals above reconstructions, enlarged twice; return the PSNR in dB."""
     x_hat = torch.cat([vae.decode(vae.encode(part).latent_dist.mean).sample for part in x.split(32)])
     rows = torch.cat([torch.cat([x[k : k + 12], x_hat[k : k + 12]]) for k in (0, 12)])
     picture = Image.fromarray(montage(rows.cpu(), columns=12))
     picture.resize((picture.width * 2, picture.height * 2), Image.Resampling.NEAREST).save(path)
-    return psnr(x_hat, x)
+    return psnr(x_hat.clamp(-1, 1).cpu(), x.cpu())  # in float64, which not every device has
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     common_arguments(parser, out="runs/toybox_vae", batch_size=16, lr=1.5e-3, steps=20_000)
-    parser.add_argument("--latent-channels", type=int, default=12, help="more: sharper pictures, harder to generate")
+    picture_arguments(parser)
+    parser.add_argument("--latent-channels", type=int, default=12, help="channels of the latents: more give sharper "
+                        "pictures, which are harder to generate (default 12)")  # fmt: skip
     args = parser.parse_args()
-    accelerator = Accelerator(mixed_precision=args.precision, cpu=on_cpu())
-    torch.manual_seed(args.seed)
-    images = torch.from_numpy(sets.pair_images(args.images)).to(accelerator.device)
+    accelerator = begin(args)
+    images = pictures(args.images, accelerator.device)
     vae = AutoencoderKL(**CONFIG, latent_channels=args.latent_channels)
     if args.start_from:
         vae = AutoencoderKL.from_pretrained(args.start_from, torch_dtype=torch.float32)
-    linear_encoder(vae, pixels(images[:4096]).cpu())
-    run = Run(args, vae, accelerator)
-    run.freeze(vae.encoder, vae.quant_conv)
-    held_out = pixels(sets.pair_images(256, split="test")).to(accelerator.device)
+    linear_encoder(vae, from_uint8(images[:4096]).cpu())
+    about = {"data": data_name(args.images), **{name: vae.config[name] for name in CONFIG}}
+    run = Run(args, vae, accelerator, "training/toybox_vae.py", about)
+    for part in (vae.encoder, vae.quant_conv):
+        part.requires_grad_(False)
+    held_out = from_uint8(sets.pair_images(256, split="test")).to(run.device)
 
     def batch_loss(generator: torch.Generator) -> Tensor:
-        draws = torch.Generator(accelerator.device).manual_seed(generator.initial_seed())
-        rows = torch.randint(len(images), (args.batch_size,), generator=draws, device=accelerator.device)
-        return loss_of(run.net, pixels(images[rows]), draws)
+        rows = torch.randint(len(images), (args.batch_size,), generator=generator, device=run.device)
+        return loss_of(run.net, from_uint8(images[rows]), generator)
 
     def on_save(step: int) -> dict:
         return dict(psnr=round(look(run.ema.model, held_out, args.out / f"samples_{step:06d}.png"), 2))
@@ -158,10 +152,10 @@ def main() -> None:
     if args.ship and accelerator.is_main_process:
         vae = run.ema.model
         with torch.no_grad():
-            z = torch.cat([vae.encode(pixels(part)).latent_dist.mean for part in images[:2048].split(64)])
+            z = torch.cat([vae.encode(from_uint8(part)).latent_dist.mean for part in images[:2048].split(64)])
         vae.register_to_config(scaling_factor=round(1 / z.std().item(), 5))
         ship(vae, args.ship, run, made_by="training/toybox_vae.py")
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -1,20 +1,22 @@
-"""The training loop of Algorithm 1, with what a long run needs: averaging, resuming, several processes.
+"""Algorithm 1 as a training loop, with averaged weights; it also runs in several processes.
 
 Derived in: notebooks/01_ddpm_training.ipynb, section "Algorithm 1".
+A run that can be stopped and resumed: training/run.py.
 """
 
 import copy
 from collections.abc import Iterator
-from pathlib import Path
+from functools import partial
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from course_lib.diffusion.ddpm import simple_loss, step_generator
 from course_lib.diffusion.guidance import drop_condition
 from course_lib.diffusion.schedule import Schedule
-from course_lib.environment import from_uint8, on_cpu, write_whole
+from course_lib.environment import from_uint8, on_cpu
 
 
 class EMA:
@@ -22,7 +24,8 @@ class EMA:
 
     shadow <- d shadow + (1 - d) weights.  Source: Ho et al. 2020, appendix B (d = 0.9999 over 800,000 steps).
     Differs from the paper: d grows as (1 + n) / (10 + n) up to `decay`, so that a short run is averaged too.
-    `ema.model` is the averaged copy.
+    `ema.model` is the averaged copy. Buffers, such as the statistics of a batch norm, are copied as they are.
+    decay: from 0 (no averaging) to 1.
     Derived in: notebooks/01_ddpm_training.ipynb, section "Algorithm 1".
     """
 
@@ -35,14 +38,38 @@ class EMA:
         """Move the average towards the weights of `model`, which has just made a step."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - decay)
+        average = get_ema_multi_avg_fn(decay)  # shadow.lerp_(weight, 1 - decay) for all weights in one kernel
+        average(list(self.model.parameters()), list(model.parameters()), self.updates)
+        for shadow, buffer in zip(self.model.buffers(), model.buffers()):
+            shadow.copy_(buffer)
+
+
+def random_batch(
+    images: Tensor, labels: Tensor | None, count: int, generator: torch.Generator, *,
+    flip: bool = True, num_classes: int | None = None, p_drop: float = 0.1,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """Draw `count` images, half of them mirrored, with their labels, some of them dropped.
+
+    images: (N, C, H, W) uint8, on the generator's device.  labels: (N,) ints on it, or None.  num_classes: the label
+    that stands for "no label".  p_drop: share of the labels that are dropped (Ho & Salimans 2021, Algorithm 1).
+    Returns (count, C, H, W) float32 in [-1, 1], channels-last, and (count,) labels or None.
+    """
+    rows = torch.randint(len(images), (count,), device=images.device, generator=generator)
+    x0 = from_uint8(images[rows])
+    if flip:
+        mirrored = torch.rand((count, 1, 1, 1), device=images.device, generator=generator) < 0.5
+        x0 = torch.where(mirrored, x0.flip(-1), x0)
+    x0 = x0.contiguous(memory_format=torch.channels_last)
+    if labels is None:
+        return x0, None
+    return x0, drop_condition(labels[rows], num_classes, p_drop, generator)
 
 
 class Training:
     """Algorithm 1 on a set of images held in memory: `for step, loss in training.steps(500): ...`
 
     Every random number of step n (images, flips, times, noises, dropped labels) comes from a generator seeded with
-    (seed, process, n). So a step needs no history: a run that was killed goes on bit for bit from its last save.
+    (seed, process, n), so they do not depend on earlier steps.
     Source: Ho et al. 2020, Algorithm 1; labels are dropped as in Ho & Salimans 2021, Algorithm 1.
 
     images: (N, C, H, W) uint8.  labels: (N,) ints or None.  total_steps: where the learning rate reaches 0 after
@@ -88,17 +115,10 @@ class Training:
         return self.lr * rate
 
     def batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """Draw (B, C, H, W) images in [-1, 1], half of them mirrored, and (B,) labels, some of them dropped."""
-        device, B = self.images.device, self.batch_size
-        rows = torch.randint(len(self.images), (B,), device=device, generator=generator)
-        x0 = from_uint8(self.images[rows])
-        if self.flip:
-            mirrored = torch.rand((B, 1, 1, 1), device=device, generator=generator) < 0.5
-            x0 = torch.where(mirrored, x0.flip(-1), x0)
-        x0 = x0.contiguous(memory_format=torch.channels_last)
-        if self.labels is None:
-            return x0, None
-        return x0, drop_condition(self.labels[rows], self.net.num_classes, self.p_drop, generator)
+        """Draw (B, C, H, W) images in [-1, 1] and (B,) labels: see `random_batch`."""
+        classes = getattr(self.net, "num_classes", None)
+        return random_batch(self.images, self.labels, self.batch_size, generator,
+                            flip=self.flip, num_classes=classes, p_drop=self.p_drop)  # fmt: skip
 
     def steps(self, count: int) -> Iterator[tuple[int, Tensor]]:
         """Train `count` steps; yields (step, loss) after each. The loss stays on the device: read it now and then."""
@@ -107,8 +127,7 @@ class Training:
             generator = step_generator(self.seed, self.accelerator.process_index, self.step, on=self.images.device)
             x0, label = self.batch(generator)
             with self.accelerator.autocast():
-                eps_model = lambda xt, t: self.model(xt, t, label)  # noqa: B023, E731
-                loss = simple_loss(eps_model, x0, self.schedule, generator, self.weighting)
+                loss = simple_loss(partial(self.model, label=label), x0, self.schedule, generator, self.weighting)
             self.accelerator.backward(loss)
             self.accelerator.clip_grad_norm_(self.net.parameters(), self.clip)
             for group in self.optimizer.param_groups:
@@ -117,30 +136,3 @@ class Training:
             self.optimizer.zero_grad()
             self.ema.update(self.net)
             yield self.step, loss.detach()
-
-    def save(self, path: str | Path, **extra) -> None:
-        """Write everything that the next step needs, in one go: a kill in the middle leaves the old file whole."""
-        if not self.accelerator.is_main_process:
-            return
-        state = dict(
-            step=self.step, updates=self.ema.updates, seed=self.seed, batch_size=self.batch_size, extra=extra,
-            net=self.net.state_dict(), ema=self.ema.model.state_dict(), optimizer=self.optimizer.state_dict(),
-            scaler=self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,  # fp16's loss scale
-        )  # fmt: skip
-        with write_whole(path) as temporary:
-            torch.save(state, temporary)
-
-    def load(self, path: str | Path) -> dict:
-        """Go on where `save` left off. Returns the extra values saved. Raises ValueError if the settings differ."""
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        for name in ("seed", "batch_size"):
-            if state[name] != getattr(self, name):
-                raise ValueError(f"{name}: {path} was written with {state[name]}, got {getattr(self, name)}; "
-                                 "resume with the same value or start in a new folder")  # fmt: skip
-        self.net.load_state_dict(state["net"])
-        self.ema.model.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.accelerator.scaler and state.get("scaler"):
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.step, self.ema.updates = state["step"], state["updates"]
-        return state["extra"]
