@@ -7,7 +7,7 @@ from accelerate import Accelerator
 
 from course_lib.diffusion.ddpm import simple_loss
 from course_lib.diffusion.schedule import linear
-from course_lib.diffusion.train import EMA, Training
+from course_lib.diffusion.train import EMA, Training, random_batch
 
 IMAGES = torch.randint(0, 256, (12, 3, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
 LABELS = torch.arange(12) % 10
@@ -48,10 +48,9 @@ def test_a_step_is_algorithm_1(tiny_unet):
     net = tiny_unet(num_classes=10).train()
     shadow = {name: value.detach().clone() for name, value in net.named_parameters()}
     optimizer = torch.optim.AdamW(net.parameters(), weight_decay=0.0)
-    drawer = training(tiny_unet(num_classes=10))  # only its batch() is used
     for step in (1, 2):
         g = seeded(int(np.random.SeedSequence([0, 0, step]).generate_state(1)[0]))
-        x0, label = drawer.batch(g)
+        x0, label = random_batch(IMAGES, LABELS, 4, g, num_classes=10)
         loss = simple_loss(lambda xt, t: net(xt, t, label), x0, linear(), g, "v")  # noqa: B023
         torch.testing.assert_close(loss, losses[step - 1], rtol=1e-4, atol=1e-5)
         optimizer.zero_grad()
@@ -67,9 +66,8 @@ def test_a_step_is_algorithm_1(tiny_unet):
         torch.testing.assert_close(run.ema.model.get_parameter(name), shadow[name], rtol=1e-3, atol=2e-5)
 
 
-def test_a_batch_is_images_in_range_and_their_labels(tiny_unet):
-    run = training(tiny_unet(num_classes=10), batch_size=500, p_drop=0.2)
-    x0, label = run.batch(seeded())
+def test_a_batch_is_images_in_range_and_their_labels():
+    x0, label = random_batch(IMAGES, LABELS, 500, seeded(), num_classes=10, p_drop=0.2)
     assert x0.shape == (500, 3, 8, 8) and x0.dtype == torch.float32 and x0.min() >= -1 and x0.max() <= 1
     assert x0.is_contiguous(memory_format=torch.channels_last)
     pixels = ((x0 + 1) * 127.5).round().to(torch.uint8)
@@ -84,8 +82,8 @@ def test_a_batch_is_images_in_range_and_their_labels(tiny_unet):
     assert set(rows.tolist()) == set(range(12))
 
 
-def test_without_flips_and_labels_a_batch_is_just_images(tiny_unet):
-    x0, label = training(tiny_unet(), labels=None, batch_size=50, flip=False).batch(seeded())
+def test_without_flips_and_labels_a_batch_is_just_images():
+    x0, label = random_batch(IMAGES, None, 50, seeded(), flip=False)
     pixels = ((x0 + 1) * 127.5).round().to(torch.uint8)
     assert label is None and (pixels[:, None] == IMAGES).flatten(2).all(2).any(1).all()
 

@@ -60,9 +60,9 @@ def random_batch(
         mirrored = torch.rand((count, 1, 1, 1), device=images.device, generator=generator) < 0.5
         x0 = torch.where(mirrored, x0.flip(-1), x0)
     x0 = x0.contiguous(memory_format=torch.channels_last)
-    if labels is None:
-        return x0, None
-    return x0, drop_condition(labels[rows], num_classes, p_drop, generator)
+    if labels is not None:
+        labels = drop_condition(labels[rows], num_classes, p_drop, generator)
+    return x0, labels
 
 
 class Training:
@@ -88,10 +88,9 @@ class Training:
             raise ValueError(f"images: expected uint8 (N, C, H, W), got {images.dtype} {tuple(images.shape)}")
         if labels is not None and len(labels) != len(images):
             raise ValueError(f"labels: expected one per image ({len(images)}), got {len(labels)}")
-        if labels is not None and getattr(model, "num_classes", None) is None:
-            raise ValueError(
-                "model: expected a network with num_classes set, because labels were given; got one without"
-            )
+        self.num_classes = getattr(model, "num_classes", None)
+        if labels is not None and self.num_classes is None:
+            raise ValueError("model: expected a network with num_classes set, as labels were given; got one without")
         self.accelerator = accelerator or Accelerator(cpu=on_cpu())
         device = self.accelerator.device
         self.net = model.to(device, memory_format=torch.channels_last).train()
@@ -114,18 +113,13 @@ class Training:
             rate = min(rate, max(0.0, (self.total_steps - step) / (self.cooldown * self.total_steps)))
         return self.lr * rate
 
-    def batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """Draw (B, C, H, W) images in [-1, 1] and (B,) labels: see `random_batch`."""
-        classes = getattr(self.net, "num_classes", None)
-        return random_batch(self.images, self.labels, self.batch_size, generator,
-                            flip=self.flip, num_classes=classes, p_drop=self.p_drop)  # fmt: skip
-
     def steps(self, count: int) -> Iterator[tuple[int, Tensor]]:
         """Train `count` steps; yields (step, loss) after each. The loss stays on the device: read it now and then."""
         for _ in range(count):
             self.step += 1
             generator = step_generator(self.seed, self.accelerator.process_index, self.step, on=self.images.device)
-            x0, label = self.batch(generator)
+            x0, label = random_batch(self.images, self.labels, self.batch_size, generator,
+                                     flip=self.flip, num_classes=self.num_classes, p_drop=self.p_drop)  # fmt: skip
             with self.accelerator.autocast():
                 loss = simple_loss(partial(self.model, label=label), x0, self.schedule, generator, self.weighting)
             self.accelerator.backward(loss)
