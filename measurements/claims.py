@@ -66,7 +66,7 @@ def from_methods(table: dict, weights: dict[str, Tensor]) -> list[Finding]:
     if c14.verdict == "does not hold":
         c14 = rules_methods.c14(change, why_c14(alike))
     c14.values["moved_alike"] = alike
-    dreambooth = [rule(rows) for rule in (rules_methods.c10, rules_methods.c11, rules_methods.c12, rules_methods.c13)]
+    dreambooth = [rules_methods.compare(name, rows) for name in rules_methods.COMPARISONS]
     return [*dreambooth, c14, rules_methods.c15(rows, size)]
 
 

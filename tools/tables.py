@@ -9,6 +9,7 @@ import re
 
 from course_lib.environment import REPOSITORY as REPO
 from course_lib.environment import RESULTS
+from course_lib.evaluation.claims import CLAIMS
 from course_lib.evaluation.statistics import Estimate
 
 # One sentence for each notebook.
@@ -24,30 +25,6 @@ ABOUT = {
     "12": "Train all weights, and keep the class; LoRA.",
     "13": "Train only the keys and values that read text.",
     "14": "Learn or merge two subjects, and draw both.",
-}
-# The claims of the seminar in few words; data/results/claims.json has them in full.
-CLAIMS = {
-    "C1": "samples improve as the loss of Algorithm 1 falls",
-    "C2": "the data set alone decides what is drawn",
-    "C3": "guidance trades diversity for fidelity",
-    "C4": "latents cost less per step at equal quality",
-    "C5": "image embeddings give variations of a picture",
-    "C6": "an edit follows the prompt and keeps the structure",
-    "C7": "editing keeps the image, personalization the subject",
-    "C8": "Textual Inversion changes one row, nothing else",
-    "C9": "a learnt word can be re-prompted, an inverted image cannot",
-    "C10": "DreamBooth is more faithful than Textual Inversion",
-    "C11": "training all weights makes the class drift",
-    "C12": "training all weights lowers diversity",
-    "C13": "prior preservation lessens drift and diversity loss",
-    "C14": "cross-attention changes most",
-    "C15": "Custom Diffusion nears DreamBooth with few parameters",
-    "C16": "two subjects, learnt together, in one image",
-    "C17": "merging in closed form is exact",
-    "C18": "a word in the name drifts; regularisation prevents it",
-    "C19": "joint training and merging beat DreamBooth on pairs",
-    "C20": "faces and styles can be learnt",
-    "C21": "a slider leads from one word to another",
 }
 # Some keys of a claim's values in clearer words.
 WORDS = {
@@ -86,11 +63,11 @@ def notebooks() -> str:
 def verdicts() -> str:
     """All claims of the seminar in few words, each with its verdict and the number that decides it."""
     judged, rows = read("claims.json")["claims"], [("claim", "verdict", "number")]
-    for name, words in CLAIMS.items():
+    for name, one in CLAIMS.items():
         claim = judged.get(name, {"verdict": "not yet measured", "values": {}})
         where = f"notebooks/{claim.get('notebook')}.ipynb"
         label = f"[{name}]({where})" if (REPO / where).is_file() else name
-        rows.append((f"{label} {words}", claim["verdict"], number(claim)))
+        rows.append((f"{label} {one['short']}", claim["verdict"], number(claim)))
     return table(*rows)
 
 

@@ -11,44 +11,13 @@ import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from course_lib.environment import RESULTS
+from course_lib.environment import REPOSITORY, RESULTS
 from course_lib.evaluation.statistics import Estimate
 
 VERDICTS = ("holds", "does not hold", "cannot tell", "not testable here")
 NOT_YET = "not yet measured"
-CLAIMS = {  # name -> what is claimed, and the notebook and section that test it ("" where none does yet)
-    "C1": ("as the loss of Algorithm 1 falls, the samples of Algorithm 2 get better", "01_ddpm_training", ""),
-    "C2": ("the same code trained on two data sets draws two different worlds", "02_ddpm_sampling", ""),
-    "C3": ("guidance trades diversity for fidelity to the condition", "03_classifier_free_guidance", ""),
-    "C4": ("at equal quality a step on latents costs less than one on pixels", "04_autoencoder", ""),
-    "C5": ("a picture's CLIP embedding gives variations of it, and a prior makes such an embedding from text", "", ""),
-    "C6": ("an editing method follows the edit and keeps the structure, better than prompting again", "", ""),
-    "C7": ("editing keeps this picture, personalization carries this subject into new ones", "", ""),
-    "C8": ("Textual Inversion adds one row, and every other tensor stays bit-identical",
-           "11_textual_inversion", "One tensor moved"),
-    "C9": ("the inverted latent of a picture reproduces it but cannot be prompted anew; the learnt word can",
-           "11_textual_inversion", "An image inverted, a concept inverted"),
-    "C10": ("DreamBooth has a higher subject fidelity than Textual Inversion",
-            "12_dreambooth", "More like the subject?"),
-    "C11": ("training all weights makes the class word drift towards the subject",
-            "12_dreambooth", "What happens to the class"),
-    "C12": ("training all weights lowers the diversity of the class", "12_dreambooth", "What happens to the class"),
-    "C13": ("prior preservation lowers class drift and the loss of diversity, at a price in subject fidelity",
-            "12_dreambooth", "What happens to the class"),
-    "C14": ("when all weights are trained, those of the cross-attention change most",
-            "13_custom_diffusion", "Which weights change most?"),
-    "C15": ("Custom Diffusion comes near DreamBooth's subject fidelity with a few per cent of the parameters",
-            "13_custom_diffusion", "Pictures that hold the class"),
-    "C16": ("two subjects that are learnt together appear in one picture", "14_multiple_concepts", "Side by side"),
-    "C17": ("concepts merge in closed form: the constraint holds to rounding, and it takes seconds",
-            "14_multiple_concepts", "The closed form"),
-    "C18": ("a word inside the subject's name drifts, and retrieved regularisation pictures prevent it",
-            "13_custom_diffusion", "A word inside a name"),
-    "C19": ("on two subjects, joint training and merging are ahead of DreamBooth",
-            "14_multiple_concepts", "Side by side"),
-    "C20": ("a face and a style can be learnt, and the style carries over to other objects", "", ""),
-    "C21": ("mixing the text features of two words gives a slider from one to the other", "06_stable_diffusion", ""),
-}  # fmt: skip
+# name -> "claim" and "short": what is claimed; "notebook" and "section": where it is tested, "" where nowhere yet
+CLAIMS = json.loads((REPOSITORY / "data" / "claims.json").read_text(encoding="utf-8"))
 
 
 def verdict_of(*gains: Estimate) -> str:
@@ -76,21 +45,20 @@ class Finding:
     why: str = ""
 
     def __str__(self) -> str:
-        lines = [f"{self.name}, {self.verdict.upper()}: {CLAIMS[self.name][0]}", f"Measured: {self.measured}"]
+        lines = [f"{self.name}, {self.verdict.upper()}: {CLAIMS[self.name]['claim']}", f"Measured: {self.measured}"]
         lines += [f"Why: {self.why}"] if self.why else []
         return "\n".join(textwrap.fill(line, 110, subsequent_indent="    ") for line in lines)
 
     def as_dict(self) -> dict:
         """For the record, with the claim's sentence and place."""
-        text, notebook, section = CLAIMS[self.name]
+        place = {key: value for key, value in CLAIMS[self.name].items() if key != "short"}
         values = {k: v.as_dict() if isinstance(v, Estimate) else v for k, v in self.values.items()}
-        return dict(claim=text, verdict=self.verdict, measured=self.measured, why=self.why, values=values,
-                    notebook=notebook, section=section)  # fmt: skip
+        return place | dict(verdict=self.verdict, measured=self.measured, why=self.why, values=values)
 
 
 def not_yet(name: str) -> Finding:
     """The entry of a claim that the record has no measurement of."""
-    notebook = CLAIMS[name][1]
+    notebook = CLAIMS[name]["notebook"]
     return Finding(name, NOT_YET, f"notebook {notebook[:2]} tests it live, without a record" if notebook else "")
 
 

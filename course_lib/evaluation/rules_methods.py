@@ -42,15 +42,6 @@ def scope(rows: Mapping) -> str:
     return f"(over {len(rows)} subjects, one training seed)"
 
 
-def compared(name: str, rows: Rows, decides: dict[str, tuple], beside: dict[str, tuple]) -> Finding:
-    """Holds if all of `decides` are above 0; `beside` is only printed. Both: words -> (score, one, other)."""
-    found = {words: over_subjects(gaps(rows, *what)) for words, what in (decides | beside).items()}
-    resampled = {f"{words}, by bootstrap": statistics.bootstrap([[gap] for gap in gaps(rows, *what)])
-                 for words, what in decides.items()}  # fmt: skip
-    text = "; ".join(f"{words} {gain:+.3f}" for words, gain in found.items())
-    return Finding(name, verdict_of(*(found[words] for words in decides)), f"{text} {scope(rows)}", found | resampled)
-
-
 def _tensor(values: Sequence[float] | Tensor) -> Tensor:
     return torch.as_tensor(values).double().cpu()
 
@@ -84,36 +75,30 @@ def c9(again: float, other: float, scores: Mapping[str, Tensor]) -> Finding:
                    "subject: the intervals cover its prompts)", dict(kept=kept, gap=gap))  # fmt: skip
 
 
-def c10(rows: Rows) -> Finding:
-    """C10 holds if subject fidelity of "dreambooth" (lambda = 1) minus "textual_inversion" is above 0."""
-    return compared(
-        "C10", rows, {"subject fidelity, DreamBooth minus Textual Inversion": (
-            "subject_fidelity", "dreambooth", "textual_inversion")},
-        {"CLIP-T": ("clip_t", "dreambooth", "textual_inversion")},
-    )  # fmt: skip
+# C10 to C13: words -> (score, one, other), the difference of method one minus method other. A claim holds if all of
+# "decides" are above 0; those of "beside" are printed and decide nothing. "dreambooth" has lambda = 1.
+NONE = "dreambooth_no_prior"
+COMPARISONS = {
+    "C10": dict(decides={"subject fidelity, DreamBooth minus Textual Inversion":
+                         ("subject_fidelity", "dreambooth", "textual_inversion")},
+                beside={"CLIP-T": ("clip_t", "dreambooth", "textual_inversion")}),
+    "C11": dict(decides={"class drift, DreamBooth without prior minus untouched": ("class_drift", NONE, "base")}),
+    "C12": dict(decides={"class diversity, untouched minus DreamBooth without prior":
+                         ("class_diversity", "base", NONE)}),
+    "C13": dict(decides={"with lambda = 1 class drift is lower by": ("class_drift", NONE, "dreambooth"),
+                         "class diversity higher by": ("class_diversity", "dreambooth", NONE)},
+                beside={"the price in subject fidelity is": ("subject_fidelity", NONE, "dreambooth")}),
+}  # fmt: skip
 
 
-def c11(rows: Rows) -> Finding:
-    """C11 holds if class drift of "dreambooth_no_prior" minus "base" is above 0."""
-    what = {"class drift, DreamBooth without prior minus untouched": ("class_drift", "dreambooth_no_prior", "base")}
-    return compared("C11", rows, what, {})
-
-
-def c12(rows: Rows) -> Finding:
-    """C12 holds if class diversity of "base" minus "dreambooth_no_prior" is above 0."""
-    what = {"class diversity, untouched minus DreamBooth without prior": (
-        "class_diversity", "base", "dreambooth_no_prior")}  # fmt: skip
-    return compared("C12", rows, what, {})
-
-
-def c13(rows: Rows) -> Finding:
-    """C13 holds if with lambda = 1 ("dreambooth") class drift is lower and class diversity higher than without a prior
-    ("dreambooth_no_prior"). The price, subject fidelity without minus with, is printed and decides nothing.
-    """
-    one, none = "dreambooth", "dreambooth_no_prior"
-    decides = {"with lambda = 1 class drift is lower by": ("class_drift", none, one),
-               "class diversity higher by": ("class_diversity", one, none)}  # fmt: skip
-    return compared("C13", rows, decides, {"the price in subject fidelity is": ("subject_fidelity", none, one)})
+def compare(name: str, rows: Rows) -> Finding:
+    """C10 to C13: see COMPARISONS."""
+    decides, beside = COMPARISONS[name]["decides"], COMPARISONS[name].get("beside", {})
+    found = {words: over_subjects(gaps(rows, *what)) for words, what in (decides | beside).items()}
+    resampled = {f"{words}, by bootstrap": statistics.bootstrap([[gap] for gap in gaps(rows, *what)])
+                 for words, what in decides.items()}  # fmt: skip
+    text = "; ".join(f"{words} {gain:+.3f}" for words, gain in found.items())
+    return Finding(name, verdict_of(*(found[words] for words in decides)), f"{text} {scope(rows)}", found | resampled)
 
 
 def c14(change: Mapping[str, Mapping[str, Sequence[float]]], why: str = "") -> Finding:

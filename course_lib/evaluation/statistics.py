@@ -5,12 +5,12 @@ Used by: notebooks/03_classifier_free_guidance.ipynb, section "Measured", and ev
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.stats
 import torch
 from torch import Tensor
 
@@ -67,36 +67,6 @@ class Estimate:
         return {k: round(v, 4) if math.isfinite(v) else None for k, v in ends.items()} | {"n": self.n}
 
 
-def t_cdf(t: float, df: float) -> float:
-    """P(T <= t) of Student's t with df > 0 degrees of freedom.
-
-    With t = sqrt(df) tan(a) it is 1/2 + c * the integral of cos^(df - 1) from 0 to a, c = Gamma((df + 1) / 2) /
-    (sqrt(pi) Gamma(df / 2)), by Gauss-Legendre quadrature.
-    """
-    nodes, weights = np.polynomial.legendre.leggauss(200)
-    end = math.atan(t / math.sqrt(df))
-    points = end * (nodes + 1) / 2
-    c = math.exp(math.lgamma((df + 1) / 2) - math.lgamma(df / 2)) / math.sqrt(math.pi)
-    return 0.5 + c * end / 2 * float((weights * np.cos(points) ** (df - 1)).sum())
-
-
-@functools.cache
-def t_quantile(p: float, df: float) -> float:
-    """The t below which a share p of Student's distribution lies, by bisection: t_quantile(0.975, 3) = 3.182.
-
-    p: in [0.5, 1).  df: degrees of freedom, at least 1.
-    """
-    if not 0.5 <= p < 1 or df < 1:
-        raise ValueError(f"p, df: expected 0.5 <= p < 1 and df >= 1, got p = {p} and df = {df}")
-    low, high = 0.0, 1.0
-    while t_cdf(high, df) < p:
-        high *= 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if t_cdf(middle, df) < p else (low, middle)
-    return (low + high) / 2
-
-
 def mean(values: Tensor | Sequence[float]) -> Estimate:
     """The mean of independent values with Student's interval.  values: (N,), N >= 1.
 
@@ -108,8 +78,7 @@ def mean(values: Tensor | Sequence[float]) -> Estimate:
         raise ValueError("values: expected at least one, got none")
     if n == 1:
         return Estimate(value, -math.inf, math.inf, 1)
-    half = t_quantile((1 + LEVEL) / 2, n - 1) * values.std().item() / math.sqrt(n)
-    return Estimate(value, value - half, value + half, n)
+    return _student(value, values.std().item() / math.sqrt(n), n)
 
 
 def share(hits: Tensor | Sequence[bool] | int, n: int | None = None) -> Estimate:
@@ -124,10 +93,8 @@ def share(hits: Tensor | Sequence[bool] | int, n: int | None = None) -> Estimate
         hits, n = int(values.sum()), len(values)
     if n < 1 or not 0 <= hits <= n:
         raise ValueError(f"hits, n: expected 0 <= hits <= n and n >= 1, got {hits} of {n}")
-    p, z = hits / n, torch.special.ndtri(torch.tensor((1 + LEVEL) / 2, dtype=torch.float64)).item()
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return Estimate(p, min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half)), n)
+    ends = scipy.stats.binomtest(hits, n).proportion_ci(LEVEL, method="wilson")
+    return Estimate(hits / n, min(hits / n, ends.low), max(hits / n, ends.high), n)
 
 
 def paired(one: Tensor | Sequence[float], other: Tensor | Sequence[float]) -> Estimate:
@@ -158,8 +125,7 @@ def jackknife(value: float, left_out: Tensor | Sequence[float]) -> Estimate:
     left_out = torch.as_tensor(left_out).double()
     n = len(left_out)
     error = math.sqrt((n - 1) / n * (left_out - left_out.mean()).square().sum().item())
-    half = t_quantile((1 + LEVEL) / 2, n - 1) * error
-    return Estimate(value, value - half, value + half, n)
+    return _student(value, error, n)
 
 
 def over_subjects(groups: Sequence[Tensor | Sequence[float]]) -> Estimate:
@@ -193,3 +159,9 @@ def bootstrap(groups: Sequence[Sequence[Tensor | Sequence[float]]], draws: int =
     value = float(np.mean([np.mean([values.mean() for values in seeds]) for seeds in tree]))
     low, high = np.quantile([redrawn_mean() for _ in range(draws)], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(value, float(low), float(high), len(tree))
+
+
+def _student(value: float, error: float, n: int) -> Estimate:
+    """Student's interval around a value with this standard error, from n values."""
+    half = scipy.stats.t.ppf((1 + LEVEL) / 2, n - 1).item() * error
+    return Estimate(value, value - half, value + half, n)
