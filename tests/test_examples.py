@@ -195,6 +195,28 @@ def test_captions_lie_beside_pictures(tmp_path, monkeypatch):
         subject_examples(pooling(), tmp_path, "<v> cat")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "BOM utf-16-be"])
+def test_text_is_read_where_its_encoding_can_be_told(tmp_path, encoding):
+    words, file = "a {} in São Paulo, 고양이\nand more\n", tmp_path / "1.txt"
+    bom = "\ufeff" if encoding.startswith("BOM ") else ""
+    file.write_bytes((bom + words).encode(encoding.removeprefix("BOM ")))
+    assert pictures.read_text(file) == words
+    file.write_bytes(b"")
+    assert pictures.read_text(str(file)) == ""
+
+
+@pytest.mark.parametrize(("words", "encoding"), [
+    ("a {} in São Paulo", "cp1252"), ("a {} 고양이", "cp949"), ("a {} 猫", "shift-jis"), ("a {}", "utf-32"),
+    ("고양이", "utf-16-le"),
+])  # fmt: skip
+def test_text_in_an_encoding_that_cannot_be_told_is_named(tmp_path, words, encoding):
+    five(tmp_path)
+    for k in range(5):
+        (tmp_path / f"{k}.txt").write_bytes(words.encode(encoding if k == 3 else "utf-8"))
+    with pytest.raises(ValueError, match=r"^captions: expected text in UTF-8 or UTF-16, but .*3\.txt is in another"):
+        pictures.captions_beside(tmp_path)
+
+
 def test_captions_hold_the_token_where_it_is_all_that_learns(tmp_path):
     five(tmp_path)
     assert pictures.captions_with("<v>", tmp_path) is None and pictures.captions_with("<v>", [halves()]) is None

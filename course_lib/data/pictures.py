@@ -3,6 +3,7 @@
 Derived in: notebooks/11_textual_inversion.ipynb, section "Five pictures".
 """
 
+import codecs
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -67,6 +68,22 @@ def _picture_files(folder: Path) -> list[Path]:
     return sorted(path for path in files if path.suffix.lower() in SUFFIXES)
 
 
+def read_text(path: str | Path) -> str:
+    """A text file, in UTF-8 or UTF-16 (a BOM, or zeros in every second byte, tell which).
+
+    Raises ValueError, which names the file, for other encodings: cp1252, cp949 and their kind cannot be told apart.
+    """
+    data = Path(path).read_bytes()
+    even, odd = data[::2].count(0), data[1::2].count(0)
+    marked = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    encoding = "utf-16" if marked else "utf-8-sig" if even == odd else "utf-16-le" if odd > even else "utf-16-be"
+    text = data.decode(encoding, errors="replace")
+    if "\0" in text or "\ufffd" in text:
+        raise ValueError(f"captions: expected text in UTF-8 or UTF-16, but {path} is in another encoding; save it as "
+                         "UTF-8")  # fmt: skip
+    return text
+
+
 def captions_beside(folder: str | Path) -> list[str] | None:
     """What <picture>.txt beside each picture of a folder says; None where no picture has one.
 
@@ -78,7 +95,7 @@ def captions_beside(folder: str | Path) -> list[str] | None:
         return None
     if missing:
         raise ValueError(f"captions: expected a text file for each picture, missing {', '.join(missing[:3])}")
-    return [text.read_text(encoding="utf-8-sig").strip() for text in texts]
+    return [read_text(text).strip() for text in texts]
 
 
 def captions_with(token: str, images, captions: Sequence[str] | None = None) -> Sequence[str] | None:
