@@ -6,6 +6,7 @@ Derived in: notebooks/12_dreambooth.ipynb.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from course_lib.data.pictures import captions_with
 from course_lib.latent.stable_diffusion import StableDiffusion
 from course_lib.latent.text import check_noun
 from course_lib.personalization.examples import Examples, generated_examples, subject_examples
@@ -41,7 +42,7 @@ def terms_of(sd: StableDiffusion, images, noun: str, token: str, prior: Examples
     if prior_weight < 0:
         raise ValueError(f"prior_weight: expected a number of at least 0, got {prior_weight}")
     check_noun(sd.tokenizer, noun)
-    name = f"{token} {noun}"
+    name, captions = f"{token} {noun}", captions_with(token, images, captions)
     terms = [Term(subject_examples(sd, images, name, templates=("a photo of a {}",), captions=captions, flip=flip))]
     if prior is not None and prior_weight > 0:
         terms.append(Term(prior, prior_weight))

@@ -6,6 +6,7 @@ Frozen networks see each picture once: the autoencoder's posterior is kept, and 
 """
 
 import contextlib
+import functools
 import hashlib
 import warnings
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from course_lib import environment
-from course_lib.data.pictures import captions_beside, open_images, to_tensor
+from course_lib.data.pictures import captions_beside, image_sources, open_image, to_tensor
 from course_lib.diffusion import samplers
 from course_lib.environment import write_whole
 from course_lib.latent.registry import fingerprint
@@ -90,10 +91,10 @@ def subject_examples(sd: StableDiffusion, images, name: str, *, templates: Seque
     """
     if captions is None and isinstance(images, (str, Path)) and Path(images).expanduser().is_dir():
         captions = captions_beside(images)
-    images = open_images(images)
+    images = image_sources(images)
     if captions is not None and len(captions) != len(images):
         raise ValueError(f"captions: expected one for each of the {len(images)} pictures, got {len(captions)}")
-    x = torch.stack([to_tensor(image, size or sd.resolution) for image in images])
+    x = torch.stack([to_tensor(open_image(image), size or sd.resolution) for image in images])
     filled = tuple(template.replace("{}", name) for template in templates)
     prompts = [(caption.replace("{}", name),) for caption in captions] if captions else [filled] * len(x)
     if flip:
@@ -110,14 +111,14 @@ def resized_examples(sd: StableDiffusion, images, name: str, *, variants: int = 
     section 4 and appendix; the numbers are those of the authors' code.
     Differs from it: `variants` are drawn once and encoded once, instead of a new one in each step.
     """
-    images = open_images(images)
+    images = image_sources(images)
+    opened = functools.lru_cache(10)(lambda k: open_image(images[k]))  # many photos do not all fit into memory
     size, rng = size or sd.resolution, np.random.default_rng([seed, len(images)])
     pictures, prompts, masks = [], [], []
     for k in range(max(variants, len(images))):
-        image = images[k % len(images)]
         share = 1.0 if k < len(images) else rng.uniform(1.2, 1.4) if rng.random() < 1 / 3 else rng.uniform(0.4, 1.0)
         side = max(sd.factor, round(share * size / sd.factor) * sd.factor)
-        x, mask = to_tensor(image, side), torch.zeros(1, size, size)
+        x, mask = to_tensor(opened(k % len(images)), side), torch.zeros(1, size, size)
         place = rng.random(2)
         if side >= size:  # a window of the enlarged picture
             top, left = (int(v) for v in place * (side - size + 1))

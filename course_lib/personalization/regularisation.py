@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from course_lib.data.pictures import SUFFIXES, captions_beside, open_images
+from course_lib.data.pictures import captions_beside, image_sources, open_image, picture_files
 from course_lib.environment import from_uint8
 from course_lib.latent.stable_diffusion import StableDiffusion
 from course_lib.personalization.custom_diffusion import retrieve
@@ -39,11 +39,12 @@ def folder_regularisation(sd: StableDiffusion, folder: str | Path, noun: str, co
 
     Raises ValueError if a caption is missing, a picture cannot be read, or no caption is near enough.
     """
-    open_images(folder)  # names what cannot be read
+    for file in image_sources(folder):
+        open_image(file)  # names what cannot be read
     captions = captions_beside(folder)
     if captions is None:
         raise ValueError(f"regularisation: expected a caption beside each picture, such as 1.txt beside 1.png, but "
                          f"{folder} has none")  # fmt: skip
-    files = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in SUFFIXES)
+    files = picture_files(folder)
     found = retrieve(sd, captions, f"a photo of a {noun}", count, threshold)
     return subject_examples(sd, [files[k] for k in found], noun, captions=[captions[k] for k in found])
