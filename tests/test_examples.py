@@ -1,12 +1,17 @@
 """Pictures become batches: every kind of file, what is refused, and what the training is told to look at."""
 
+import json
+import struct
+import sys
+import warnings
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 from safetensors.torch import load_file
 from tiny import build
 
@@ -116,6 +121,91 @@ def test_a_phones_picture_with_a_second_view_is_no_animation(tmp_path):
     assert_halves(open_image(tmp_path / "a.jpg"), RED, BLUE, 12)
 
 
+def exif_with(make, orientation=6):
+    """EXIF bytes: the camera's make, as (type, value in 4 bytes), and how the picture is turned."""
+    kind, value = make
+    entries = struct.pack("<HHI4s", 0x010F, kind, 1, value) + struct.pack("<HHIHH", 0x0112, 3, 1, orientation, 0)
+    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + struct.pack("<III", 0, 7, 2)
+
+
+@pytest.mark.parametrize(("exif", "turned"), [
+    (exif_with((5, struct.pack("<I", 38))), True),  # a fraction where words belong: Pillow cannot write it again
+    (exif_with((2, b"abc\0"), 99), False),
+    (exif_with((2, b"abc\0"))[:20], False),
+    (b"Exif\0\0II*\0\xff\xff\xff\xff", False),
+    (b"Exif\0\0nothing of the kind", False),
+], ids=["a wrong type", "no such turn", "cut off", "points nowhere", "no EXIF at all"])  # fmt: skip
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+def test_a_good_picture_with_broken_exif_opens(tmp_path, exif, turned, suffix):
+    seen = ImageOps.expand(halves(size=(32, 16)), (0, 16, 0, 0), WHITE)
+    stored = seen.transpose(Image.Transpose.ROTATE_90) if turned else seen
+    stored.save(tmp_path / f"a.{suffix}", exif=exif, quality=95, **({} if suffix == "png" else {"lossless": True}))
+    opened = np.array(open_image(tmp_path / f"a.{suffix}"), dtype=int)
+    assert np.abs(opened - np.array(seen, dtype=int)).mean() < 6
+
+
+def test_a_phones_200_megapixels_open_and_more_are_told(tmp_path, monkeypatch):
+    side = 14_200
+    Image.new("RGB", (side, side), RED).save(tmp_path / "a.jpg", quality=50)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        opened = open_image(tmp_path / "a.jpg")
+    assert opened.size == (-(-side // 4), -(-side // 4))  # decoded at a quarter
+    close(torch.tensor(opened.getpixel((9, 9))), torch.tensor(RED), rtol=0, atol=4)
+    assert Image.MAX_IMAGE_PIXELS is not None  # for others it is as it was
+    monkeypatch.setattr(pictures, "LARGEST", 10**8)
+    with pytest.raises(ValueError, match=r"a\.jpg cannot be read \(expected at most 100,000,000 pixels, got 14200 x"):
+        open_image(tmp_path / "a.jpg")
+
+
+def test_a_phones_heic_is_read_with_its_package_and_told_without(tmp_path, monkeypatch):
+    halves().save(tmp_path / "a.jpg", quality=95, subsampling=0)
+    (tmp_path / "a.jpg").rename(tmp_path / "IMG_1.HEIC")
+    five(tmp_path)
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(ValueError, match=r"IMG_1\.HEIC cannot be read \(HEIC needs a package: pip install pillow-heif"):
+        open_images(tmp_path)
+    calls = []  # in place of the package
+    monkeypatch.setitem(sys.modules, "pillow_heif", SimpleNamespace(register_heif_opener=lambda: calls.append(1)))
+    assert len(open_images(tmp_path)) == 6 and calls
+
+
+@pytest.mark.parametrize("suffix", ["tif", "tiff", "jfif", "gif", "avif", "JFIF", "TIF"])
+def test_less_common_pictures_of_a_folder_are_read(tmp_path, suffix):
+    kind = {"jfif": "JPEG", "tif": "TIFF"}.get(suffix.lower(), suffix.upper())
+    if kind == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    halves().save(tmp_path / f"a.{suffix}", kind, quality=95)
+    (image,) = open_images(tmp_path)
+    assert_halves(image, RED, BLUE, 40)
+
+
+def test_photos_are_opened_one_at_a_time(tmp_path, monkeypatch):
+    """What is alive at once: one photo, and with zooming ten."""
+    alive, most = weakref.WeakSet(), []
+
+    class Held:
+        def __init__(self, image):
+            self.image = image
+
+    def opened(path):
+        held = Held(open_image(path))
+        alive.add(held)
+        most.append(len(alive))
+        return held
+
+    for k in range(15):
+        halves((10 * k, 30, 30)).save(tmp_path / f"{k}.png")
+    expected = subject_examples(pooling(), open_images(tmp_path), "<v>").mean
+    zoomed = examples.resized_examples(pooling(), open_images(tmp_path), "<v>", variants=20).mean
+    monkeypatch.setattr(examples, "open_image", opened)
+    monkeypatch.setattr(examples, "to_tensor", lambda held, size: pictures.to_tensor(held.image, size))
+    close(subject_examples(pooling(), tmp_path, "<v>").mean, expected, **exact)
+    assert max(most) <= 2
+    close(examples.resized_examples(pooling(), tmp_path, "<v>", variants=20).mean, zoomed, **exact)
+    assert max(most) <= 11
+
+
 @pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.png"])
 def test_animations_are_refused(tmp_path, name):
     halves().save(tmp_path / name, save_all=True, append_images=[halves(BLUE, RED)], duration=100)
@@ -193,6 +283,30 @@ def test_captions_lie_beside_pictures(tmp_path, monkeypatch):
     (tmp_path / "3.txt").unlink()
     with pytest.raises(ValueError, match=r"^captions: expected a text file for each picture, missing 3\.txt$"):
         subject_examples(pooling(), tmp_path, "<v> cat")
+
+
+@pytest.mark.parametrize("form", ["{stem}.txt", "{stem}.TXT", "{stem}.caption", "{stem}.png.txt", "{stem}.png.caption"])
+def test_common_forms_of_captions_are_read(tmp_path, form):
+    five(tmp_path)
+    (tmp_path / "metadata.jsonl").write_text(
+        "\n".join(json.dumps({"file_name": f"{k}.png", "caption": f" row {k} "}) for k in range(5)) + "\n\n"
+    )
+    assert pictures.captions_beside(tmp_path) == [f"row {k}" for k in range(5)]
+    for k in range(4):
+        (tmp_path / form.format(stem=k)).write_text(f"{{}} no. {k}\n")
+    assert pictures.captions_beside(tmp_path) == [*(f"{{}} no. {k}" for k in range(4)), "row 4"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing is left out
+        assert len(open_images(tmp_path)) == 5
+
+
+@pytest.mark.parametrize("line", ["no JSON", "[1]", '{"file_name": "0.png"}', '{"text": "a {}"}',
+                                  '{"file_name": "0.png", "text": 3}'])  # fmt: skip
+def test_a_table_of_captions_that_is_none_is_named(tmp_path, line):
+    five(tmp_path)
+    (tmp_path / "metadata.jsonl").write_text(line)
+    with pytest.raises(ValueError, match=r"^captions: expected .* in each line of .*metadata\.jsonl, got another"):
+        pictures.captions_beside(tmp_path)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "BOM utf-16-be"])

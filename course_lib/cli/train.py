@@ -6,6 +6,9 @@ Used by: notebooks/11_textual_inversion.ipynb, section "Your own pictures".
 """
 
 import contextlib
+import glob
+import hashlib
+import math
 import os
 import shlex
 import signal
@@ -18,12 +21,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from course_lib.cli.drawing import draw, fill_placeholder, human_size, write_grid
+from course_lib.cli.drawing import draw, fill_placeholder, human_size, note_unknown_words, write_grid
 from course_lib.cli.methods import METHODS
-from course_lib.data.pictures import open_images
-from course_lib.environment import quick_dtype
+from course_lib.data.pictures import captions_beside, image_sources, is_marked, open_image
+from course_lib.environment import cache_dir, quick_dtype
 from course_lib.latent.stable_diffusion import load
 from course_lib.latent.text import check_noun, token_trouble, words
 from course_lib.personalization import custom_diffusion, dreambooth, regularisation
@@ -31,6 +35,7 @@ from course_lib.personalization.concept import save_concept
 from course_lib.personalization.finetune import finetune
 from course_lib.personalization.memory import device_memory, memory_plan
 from course_lib.personalization.state import read_state
+from course_lib.toybox.world import NOUNS
 
 SCENES = ("in the snow", "on the beach", "in the forest", "at night")
 ONLY_SOME = frozenset.union(*(method.options for method in METHODS.values()))
@@ -38,19 +43,24 @@ ONLY_SOME = frozenset.union(*(method.options for method in METHODS.values()))
 
 def train(args):
     """Check what was asked for, train, save; an interrupted training goes on from FILE.state.pt."""
-    begun, state = time.perf_counter(), args.out.with_name(args.out.name + ".state.pt")
     check_train(args)
-    pictures = sum(len(open_images(folder)) for folder in args.images)
+    with only_one(args.out):
+        return train_alone(args)
+
+
+def train_alone(args):
+    """The training, while no other has the same --out."""
+    begun, state = time.perf_counter(), args.out.with_name(args.out.name + ".state.pt")
+    found, captions = pictures_and_captions(args)
+    check_pictures_to_write(args)
     saved = start_state(args, state)
     step, before = saved.get("step", 0), saved.get("settings", {})
     make_room(args.out)
-    sd = load(args.base, args.device, low_memory=args.low_memory or None)
-    if saved:  # a resumed training keeps its precision
-        sd.to(dtype=getattr(torch, saved["dtype"]))
-    elif sd.defaults.half_training:
-        sd.to(dtype=quick_dtype(sd.device))
-    check_words(args, sd)
-    print(f"{pictures} pictures; the model is {sd.name} on {sd.device}")
+    sd = load_model(args, saved)
+    note_unknown_words(sd, [*captions, *(args.prompts or [])], args.token)
+    print(f"{found} pictures, {len(captions) or 'no'} captions beside them; the model is {sd.name} on {sd.device}")
+    if sd.defaults.toybox_world:
+        print("this model knows drawings only, such as data/subjects; for photos take --base sd15")
     with make_recipe(args, sd) as recipe:
         learn = sum(param.numel() for param in recipe.params.values())
         print(f"{args.method}: {learn:,} numbers learn, in {recipe.settings.steps} steps")
@@ -79,6 +89,17 @@ def train(args):
     return 0
 
 
+def load_model(args, saved):
+    """The base model, once it is sure to know the words; a resumed training keeps its precision."""
+    sd = load(args.base, args.device, low_memory=args.low_memory or None)
+    if saved:
+        sd.to(dtype=getattr(torch, saved["dtype"]))
+    elif sd.defaults.half_training:
+        sd.to(dtype=quick_dtype(sd.device))
+    check_words(args, sd)
+    return sd
+
+
 def check_train(args):
     """One token and one noun for each folder, and no option of another method; raises ValueError."""
     method, several = method_of(args), args.method == "custom-diffusion" and len(args.images) > 1
@@ -97,8 +118,46 @@ def check_train(args):
     for name, least in (("prior", 0), ("sample_every", 0), ("save_every", 1), ("grid", 0)):
         if (getattr(args, name) or least) < least:
             raise ValueError(f"{name}: expected a whole number of at least {least}, got {getattr(args, name)}")
+    for name in ("prior_weight", "similarity"):
+        if not math.isfinite(getattr(args, name) or 0):
+            raise ValueError(f"{name}: expected a finite number, got {getattr(args, name)}")
     if args.out.suffix != ".safetensors":
         raise ValueError(f"out: expected a name that ends in .safetensors, got {args.out}")
+
+
+@contextlib.contextmanager
+def only_one(out):
+    """Raise a ValueError while another training, on this machine, has the same --out; a killed one holds nothing."""
+    lock = cache_dir() / "locks" / hashlib.sha256(str(out.expanduser().resolve()).encode()).hexdigest()[:16]
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(lock, timeout=0):
+            yield
+    except Timeout:
+        raise ValueError(f"out: expected a name of its own for each training, but another one is writing {out}; wait "
+                         "for it, or choose another name") from None  # fmt: skip
+
+
+def pictures_and_captions(args):
+    """(how many pictures, their captions); raises ValueError if one cannot be read, and holds one at a time."""
+    found, captions = 0, []
+    for folder in args.images:
+        for source in image_sources(folder):
+            open_image(source)
+            found += 1
+        captions += captions_beside(folder) or []
+    return found, captions
+
+
+def check_pictures_to_write(args):
+    """Raise a ValueError if a sample grid would overwrite a picture that no training drew."""
+    paths = [args.out.with_suffix(".png")] if args.grid else []
+    if args.sample_every:
+        paths += args.out.parent.glob(f"{glob.escape(args.out.stem)}.step*.png")
+    foreign = [path for path in paths if path.exists() and not is_marked(path)]
+    if foreign:
+        raise ValueError(f"out: expected a name whose sample pictures overwrite nothing, but {foreign[0]} exists; "
+                         "choose another --out, or move that picture")  # fmt: skip
 
 
 def make_room(out):
@@ -127,8 +186,8 @@ def check_words(args, sd):
             raise ValueError(f"class_noun: expected a word that the model knows, such as 'cat', got {noun!r}")
         cut = [word for word, positions in found if len(positions) > 1]
         if cut and sd.defaults.toybox_world:  # its tokenizer has every word of its training captions
-            raise ValueError(f"class_noun: expected a word that the model knows, such as 'cat', but {cut[0]!r} is none "
-                             "to its tokenizer; take the nearest that is")  # fmt: skip
+            raise ValueError(f"class_noun: expected a word that the model knows, but {cut[0]!r} is none to its "
+                             f"tokenizer; take the nearest of {', '.join(NOUNS)}")  # fmt: skip
         if cut:
             warnings.warn(f"class_noun: the tokenizer cuts {cut[0]!r} into pieces; if the model draws something else "
                           "for it, take a more common word", stacklevel=2)  # fmt: skip

@@ -129,7 +129,7 @@ def image_sources(source: str | Path | Sequence) -> Sequence:
         raise ValueError(f"images: expected PNG, JPEG or WebP files in {folder}, found {found}")
     if rest:
         more = f" and {len(rest) - 5} more" if len(rest) > 5 else ""
-        warnings.warn(f"images: left out of {folder}, as no picture or caption: {', '.join(rest[:5])}{more}",
+        warnings.warn(f"images: left out of {folder}, other files or drawn by this course: {', '.join(rest[:5])}{more}",
                       stacklevel=1)  # fmt: skip
     return files
 
