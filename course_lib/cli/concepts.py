@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def sample(args):
-    from course_lib.cli.drawing import draw, fill_placeholder, write_grid
+    from course_lib.cli.drawing import draw, fill_placeholder, note_unknown_words, write_grid
     from course_lib.personalization.concept import applied
 
     if args.count < 1:
@@ -17,6 +17,8 @@ def sample(args):
     sd, concepts = open_concepts(args)
     first = concepts[0] if concepts else None
     prompts = fill_placeholder(args.prompt or ["a photo of a {}"], first and first.method, first.about if first else {})
+    note_unknown_words(sd, prompts, [token for one in concepts for token in one.about.get("tokens") or
+                                     [one.about.get("token") or ""]])  # fmt: skip
     with applied(sd, *concepts):
         images = draw(sd, prompts, args.count, w=args.w, steps=args.steps, seed=args.seed)
     if args.out.suffix.lower() == ".png":

@@ -1,5 +1,7 @@
 """What the commands draw and print: prompts with a concept's words, grids of pictures, sizes of files."""
 
+import warnings
+
 
 def fill_placeholder(prompts, method, about):
     """Put a concept's own words in the place of {}."""
@@ -17,13 +19,30 @@ def draw(sd, prompts, count, *, w, steps, seed):
     return sd.sample(prompts, w=w, steps=steps, seed=seed, x_T=x_T)
 
 
+def note_unknown_words(sd, prompts, tokens):
+    """Warn of words that the Toybox model never saw; others were trained on too many words to tell."""
+    if not sd.defaults.toybox_world:
+        return
+    from course_lib.latent.text import words
+
+    unknown = {}
+    for prompt in prompts:
+        for token in ("{}", *tokens):
+            prompt = prompt.replace(token, " ")
+        unknown |= {word: None for word, places in words(sd.tokenizer, prompt) if len(places) > 1}
+    if unknown:
+        warnings.warn(f"prompt: the Toybox model never saw {', '.join(unknown)}; such words draw anything or nothing",
+                      stacklevel=2)  # fmt: skip
+
+
 def write_grid(path, images, columns):
     from PIL import Image
 
+    from course_lib.data.pictures import mark
     from course_lib.plots import montage
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(montage(images, columns)).save(path)
+    Image.fromarray(montage(images, columns)).save(path, exif=mark())
 
 
 def human_size(path):
