@@ -84,6 +84,31 @@ def test_names_folders_and_hub_ids(tmp_path):
             resolve(wrong)
 
 
+def test_a_single_file_is_told_how_to_become_a_folder(tmp_path, no_network):
+    (tmp_path / "x.safetensors").touch()
+    for name in (tmp_path / "x.safetensors", str(tmp_path / "x.safetensors")):
+        with pytest.raises(ValueError, match=r"^name: expected a folder .* is a single file; .*from_single_file\("):
+            resolve(name)
+    for name in ("models/x.safetensors", "x.CKPT"):
+        with pytest.raises(ValueError, match=rf"^name: expected a model, but there is no file {name}$"):
+            resolve(name)
+
+
+def test_a_pointer_of_git_lfs_is_named(tmp_path, no_network):
+    folder = model_folder(tmp_path)
+    (folder / PLAIN[1]).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(ValueError, match=r"^path: .*v\.safetensors is a pointer of Git LFS, .* `git lfs pull`"):
+        fetch(resolve(folder))
+
+
+def test_a_mistyped_name_does_not_blame_the_network_alone(tmp_path, monkeypatch):
+    Hub(monkeypatch, tmp_path, owner__down=TimeoutError("x"))
+    with pytest.raises(ModelUnavailable, match=r"^owner/down .* is no folder here, nor a model .* the hub did not"):
+        fetch(resolve("owner/down"))
+    with pytest.raises(ModelUnavailable, match=r"^a/b is neither a folder here nor a model on the hub, .* check how"):
+        fetch(resolve("a/b"))
+
+
 def test_folders_never_ask_the_network(tmp_path, no_network):
     assert fetch(resolve(model_folder(tmp_path))) == tmp_path
 

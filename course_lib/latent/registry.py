@@ -119,6 +119,12 @@ def resolve(name: str | Path) -> Entry:
         if known:  # the shipped folder by its path is the same model: its name chooses what suits it
             return known[0]
         return Entry(name=str(name), folder=Path(name))
+    if str(name).lower().endswith((".safetensors", ".ckpt")):
+        raise ValueError(
+            f"name: expected a folder in diffusers' format, but {name} is a single file; write a folder of it once, "
+            f'with network: StableDiffusionPipeline.from_single_file("{name}").save_pretrained("FOLDER")'
+            if Path(name).is_file() else f"name: expected a model, but there is no file {name}"
+        )  # fmt: skip
     if isinstance(name, str) and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         return Entry(name=name, repo=name)
     raise ValueError(f"name: expected one of {', '.join(MODELS)}, a model folder, or a hub id owner/model, got {name}")
@@ -148,8 +154,9 @@ def fetch(entry: Entry, half: bool = False) -> Path:
         except (RepositoryNotFoundError, RevisionNotFoundError, DisabledRepoError):
             continue
         except Exception as error:  # every HTTP library has its own: no name server, no route, a proxy, a time-out
+            missing = "not on this machine" if entry.name in MODELS else "no folder here, nor a model downloaded before"
             raise ModelUnavailable(
-                f"{repo} ({entry.size}) is not on this machine and the hub did not answer "
+                f"{repo} ({entry.size}) is {missing}, and the hub did not answer "
                 f'({type(error).__name__}); connect to the network and unset HF_HUB_OFFLINE, or use "toybox"'
             ) from None
         if all(_weights(folder / part, half) for part in WEIGHTS):
@@ -158,11 +165,24 @@ def fetch(entry: Entry, half: bool = False) -> Path:
         if half:  # a repository without fp16 files
             return fetch(entry)
         raise ValueError(f"name: expected a repository with safetensors in {', '.join(WEIGHTS)}, {repo} has not all")
+    if entry.name not in MODELS:
+        raise ModelUnavailable(
+            f"{entry.name} is neither a folder here nor a model on the hub, or the hub wants a login for it; check how "
+            'it is written, or use "toybox"'
+        )
     tried = ", ".join(repo for repo, _ in sources)
     raise ModelUnavailable(
         f"{entry.name} is gone from the hub, or needs a login there (tried {tried}); find where it has moved, and put "
         'the new id into course_lib/latent/registry.py or give it as the name, or use "toybox"'
     )
+
+
+def check_pointer(path: str | Path) -> None:
+    """Raise a ValueError if a file is only the note that Git LFS leaves in the place of a large file."""
+    with open(path, "rb") as file:
+        if file.read(64).startswith(b"version https://git-lfs"):
+            raise ValueError(f"path: {path} is a pointer of Git LFS, not the file itself; run `git lfs pull` in its "
+                             "repository, or download the file")  # fmt: skip
 
 
 def variant(folder: Path, half: bool = False) -> str | None:
@@ -213,6 +233,9 @@ def _complete(entry: Entry) -> Path:
             f"name: expected a model folder in diffusers' format with safetensors, but {entry.folder} has no "
             f"{', '.join(missing)}"
         )
+    for part in WEIGHTS:
+        for path in (entry.folder / part).glob("*.safetensors"):
+            check_pointer(path)
     return entry.folder
 
 
