@@ -72,14 +72,23 @@ def refused(path, message):
 
 def test_an_npz_is_read(tmp_path, capsys):
     data, expected = cifar10.load(npz(tmp_path / "copy.npz")), arrays()
-    assert (data.name, data.source, data.classes) == ("CIFAR-10", "copy.npz", cifar10.CLASSES)
+    assert (data.name, data.source, data.classes) == ("Pictures of copy.npz", "copy.npz", cifar10.CLASSES)
     assert data.train_images.shape == (20, 3, 32, 32) and data.train_images.dtype == torch.uint8
     assert data.train_images.is_contiguous() and data.train_labels.dtype == torch.int64
     for split in ("train", "test"):
         images = torch.from_numpy(expected[f"{split}_images"]).permute(0, 3, 1, 2)
         torch.testing.assert_close(getattr(data, f"{split}_images"), images, rtol=0, atol=0)
         assert getattr(data, f"{split}_labels").tolist() == expected[f"{split}_labels"].tolist()
-    assert capsys.readouterr().out == "CIFAR-10 from copy.npz: 20 + 10 images\n"
+    assert capsys.readouterr().out == "Pictures of copy.npz from copy.npz: 20 + 10 images\n"
+
+
+def test_only_a_whole_one_is_called_cifar10(tmp_path):
+    def zeros(train, test):
+        return {f"{split}_{kind}": np.zeros((n, 32, 32, 3) if kind == "images" else n, np.uint8)
+                for split, n in (("train", train), ("test", test)) for kind in ("images", "labels")}  # fmt: skip
+
+    np.savez_compressed(tmp_path / "whole.npz", **zeros(50_000, 10_000))
+    assert cifar10.load(tmp_path / "whole.npz", verbose=False).name == "CIFAR-10"
 
 
 def test_nothing_is_printed_when_not_wanted(tmp_path, capsys):

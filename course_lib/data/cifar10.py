@@ -49,8 +49,9 @@ def load(path: str | Path | None = None, download: bool = False, verbose: bool =
     """Find CIFAR-10 and say where it came from; draw Toybox-10 if there is none.
 
     In this order: `path` or the variable COURSE_CIFAR10 (the official cifar-10-batches-py folder, or a plain .npz with
-    train_images (50000, 32, 32, 3) uint8, train_labels, test_images, test_labels); an earlier download; the official
-    download, only if `download` is True; Toybox-10, ten classes of drawings made on this machine (and called so).
+    train_images (50000, 32, 32, 3) uint8, train_labels, test_images, test_labels; one of another length is not called
+    CIFAR-10); an earlier download; the official download, only if `download` is True; Toybox-10, ten classes of
+    drawings made on this machine (and called so).
     Raises ValueError if the named file is not CIFAR-10 or is damaged; ConnectionError if the download fails.
     """
     path = path or os.environ.get("COURSE_CIFAR10")
@@ -102,7 +103,8 @@ def _from_npz(path: Path) -> Dataset:
         ) from error
     except Exception as error:  # a cut-off zip fails in many ways: BadZipFile, EOFError, zlib.error, OSError
         raise ValueError(f"path: {path} is damaged or not an .npz file ({error}); copy or download it again") from error
-    return _dataset("CIFAR-10", path.name, CLASSES, arrays)
+    whole = (len(arrays["train_labels"]), len(arrays["test_labels"])) == (50_000, 10_000)
+    return _dataset("CIFAR-10" if whole else f"Pictures of {path.name}", path.name, CLASSES, arrays)
 
 
 def _from_official(folder: Path) -> Dataset:
