@@ -17,12 +17,13 @@ from tiny import build
 
 from course_lib.latent.registry import fingerprint
 from course_lib.latent.stable_diffusion import load
-from course_lib.personalization.concept import Concept, applied, save_concept
+from course_lib.personalization.concept import Concept, applied, load_concept, save_concept
 from course_lib.personalization.custom_diffusion import key_value_layers
 from course_lib.personalization.interchange import export as exporting
 from course_lib.personalization.interchange.export import export
 from course_lib.personalization.interchange.formats import CUSTOM, LORA, WORDS
 from course_lib.personalization.interchange.load import load_foreign
+from course_lib.personalization.interchange.lora_files import flat
 from course_lib.personalization.lora import LAYERS
 from course_lib.personalization.merge import compress
 
@@ -355,7 +356,7 @@ def test_their_word_is_read(sd, word, tmp_path):
     """The file that diffusers' training script writes; a name with capitals comes in the form that prompts expand."""
     torch.save({"<My-Cat>": word.tensors["tokens"]}, tmp_path / "learned_embeds.bin")
     ours = load_foreign(tmp_path, sd)
-    assert ours.about["rows"] == ["<my-cat>", "<my-cat>_1"] and ours.about["noun"] == "object"
+    assert ours.about["rows"] == ["<my-cat>", "<my-cat>_1"] and ours.about["noun"] == ""
     pipe = stock()
     pipe.load_textual_inversion(tmp_path, weight_name="learned_embeds.bin", token="<my-cat>")
     theirs = stock_draw(pipe, sd, "a <my-cat>")
@@ -425,6 +426,140 @@ def test_a_delta_with_the_text_encoder_is_read(sd, dreambooth, tmp_path):
     close(draw(sd, "a <new1> cat", read), wanted, **near)
 
 
+def test_the_embedding_of_the_first_textual_inversion_is_read(sd, word, tmp_path):
+    """Its embeddings.pt keeps the rows in a torch.nn.ParameterDict, under "*" or under the word itself."""
+    rows = word.tensors["tokens"]
+    for key, token in (("*", "<embeddings>"), ("Rex", "<rex>")):
+        held = torch.nn.ParameterDict({key: torch.nn.Parameter(rows)})
+        torch.save({"string_to_token": {key: torch.tensor(265)}, "string_to_param": held}, tmp_path / "embeddings.pt")
+        read = load_foreign(tmp_path / "embeddings.pt", sd)
+        assert read.about["rows"] == [token, f"{token}_1"] and not read.tensors["tokens"].requires_grad
+        close(read.tensors["tokens"], rows, **exact)
+
+
+@pytest.mark.parametrize("name", ["rex.SAFETENSORS", "rex", "rex.bin"])
+def test_a_safetensors_file_is_known_by_its_content(sd, word, tmp_path, name):
+    save_file({"<v>": word.tensors["tokens"]}, tmp_path / name)
+    close(load_foreign(tmp_path / name, sd).tensors["tokens"], word.tensors["tokens"], **exact)
+
+
+def in_their_names(lora, rename):
+    """Our LoRA under other names of its layers and matrices."""
+    return {rename(name.removesuffix(".down").removesuffix(".up").removesuffix(".lora"))
+            + (".lora_A.weight" if name.endswith(".down") else ".lora_B.weight"): value.clone()
+            for name, value in lora.tensors.items()}  # fmt: skip
+
+
+def test_a_folder_of_peft_is_read(sd, tmp_path):
+    """Written by peft itself, one network a folder, its scale in adapter_config.json."""
+    peft = pytest.importorskip("peft")
+    for part in ("unet", "text_encoder"):
+        base = build()
+        network = peft.get_peft_model(getattr(base, part), peft.LoraConfig(
+            r=4, lora_alpha=10, target_modules=list(LAYERS[part])))  # fmt: skip
+        for seed, (name, param) in enumerate(network.named_parameters()):
+            if "lora_" in name:
+                param.data = random(param.shape, 0.3, seed)
+        network.save_pretrained(tmp_path / part)
+        setattr(base, part, network.base_model.model)
+        wanted = base.sample("a photo of a cat", steps=STEPS, w=W, seed=3)
+        ours = load_foreign(tmp_path / part, sd)
+        assert (ours.method, ours.about["rank"], ours.about["token"]) == ("lora", 4, "")
+        assert_moved(wanted, draw(sd, "a photo of a cat"))
+        close(draw(sd, "a photo of a cat", ours), wanted, **near)
+
+
+# Our names of layers and those of the first Stable Diffusion, whose middle and outer blocks are counted through; the
+# tiny model has one layer a block.
+ORIGINAL = {"unet.down_blocks.0.attentions.0.": "input_blocks.1.1.", "unet.mid_block.attentions.0.": "middle_block.1.",
+            "unet.up_blocks.1.attentions.0.": "output_blocks.2.1.", "unet.up_blocks.1.attentions.1.":
+            "output_blocks.3.1."}  # fmt: skip
+
+
+@pytest.mark.parametrize("names", ["diffusers' layers", "original layers"])
+def test_a_lora_of_comfyui_is_read(sd, lora, tmp_path, names):
+    def rename(layer):
+        if layer.startswith("text_encoder."):
+            return layer.replace("text_encoder.", "text_encoders.clip_l.transformer.text_model.")
+        for ours, original in ORIGINAL.items():
+            if names == "original layers" and layer.startswith(ours):
+                return layer.replace(ours, f"diffusion_model.{original}")
+        assert names != "original layers"
+        return layer.replace("unet.", "diffusion_model.")
+
+    save_file(in_their_names(lora, rename), tmp_path / "rex.safetensors")
+    assert_same_tensors(load_foreign(tmp_path / "rex.safetensors", sd), lora)
+
+
+def test_original_names_mean_the_layers_that_diffusers_converts_them_to():
+    """Two layers a block, as in Stable Diffusion 1, against diffusers' own table of a checkpoint's names."""
+    convert = pytest.importorskip("diffusers.loaders.single_file_utils").convert_ldm_unet_checkpoint
+    config = {"layers_per_block": 2, "class_embed_type": None, "addition_embed_type": None}
+    parts = {f"{where}_blocks.{k}.{part}" for where in ("input", "output") for k in range(12) for part in (0, 1)}
+    parts -= {f"input_blocks.{k}.{part}" for k, part in ((0, 0), (0, 1), (3, 0), (3, 1), (6, 0), (6, 1), (9, 0), (9, 1),
+                                                         (10, 1), (11, 1))}  # fmt: skip
+    parts -= {f"output_blocks.{k}.1" for k in range(3)}
+    layers = ["time_embed.0", "time_embed.2", "input_blocks.0.0", "out.0", "out.2"]
+    layers += [f"input_blocks.{k}.0.op" for k in (3, 6, 9)]
+    inner = {"0": ("in_layers.2", "emb_layers.1", "out_layers.3"), "1": ("proj_in", "transformer_blocks.0.attn2.to_k")}
+    checked = [f"{name}.{layer}" for name in sorted(parts) for layer in inner[name[-1]]]
+    checked += [f"middle_block.{k}.{layer}" for k in range(3) for layer in inner[str(k % 2)]]
+    content = {f"model.diffusion_model.{layer}.{kind}": f"{layer}.{kind}" for layer in (*layers, *checked)
+               for kind in ("weight", "bias")}  # fmt: skip
+    theirs = {value: key.removesuffix(".weight") for key, value in convert(content, config).items()}
+    assert len(checked) > 60
+    for layer in checked:
+        assert flat(f"diffusion_model.{layer}") == flat(f"unet.{theirs[f'{layer}.weight']}")
+
+
+@pytest.mark.parametrize(("key", "kind"), [
+    ("lora_unet_x_to_k.dora_scale", "DoRA"), ("base_model.model.x.to_k.lora_magnitude_vector.weight", "DoRA"),
+    ("lora_unet_x_to_k.hada_w1_a", "LoHa"), ("lora_unet_x_to_k.lokr_w1", "LoKr"),
+])  # fmt: skip
+def test_what_looks_like_lora_and_is_not_is_refused_by_its_name(sd, lora, tmp_path, key, kind):
+    content = in_their_names(lora, lambda layer: layer) | {key: torch.ones(2)}
+    save_file(content, tmp_path / "rex.safetensors")
+    with pytest.raises(ValueError, match=rf"^path: expected LoRA, but .*rex\.safetensors is {kind}, whose change"):
+        load_foreign(tmp_path / "rex.safetensors", sd)
+
+
+@pytest.mark.parametrize("kind", ["word", "lora", "custom", "scale"])
+def test_numbers_that_are_not_finite_are_refused(sd, word, lora, custom, tmp_path, kind):
+    ours = {"word": word, "lora": lora, "custom": custom, "scale": lora}[kind]
+    broken = replace(ours, tensors={name: value.clone() for name, value in ours.tensors.items()})
+    name = list(broken.tensors)[-1]
+    broken.tensors[name][-1, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"^path: expected finite numbers, but 1 tensors of "):
+        export(broken, tmp_path / "out", sd)
+    assert not (tmp_path / "out").exists()
+    folder = export(ours, tmp_path / "files", sd)
+    file = next(file for file in (LORA, CUSTOM, WORDS) if (folder / file).is_file())
+    content = load_file(folder / file)
+    key = next(key for key, value in content.items() if value.numel())
+    if kind == "scale":
+        layer = next(key for key in content if key.startswith("unet.")).partition(".lora.")[0]
+        content[f"{layer}.alpha"] = torch.tensor(torch.inf)
+    else:
+        content[key][0] = torch.nan
+    save_file(content, folder / file)
+    with pytest.raises(ValueError, match=r"^path: expected finite numbers, but 1 tensors of .* hold NaN or infinity"):
+        load_foreign(folder, sd)
+
+
+def test_a_pointer_of_git_lfs_and_a_long_list_are_one_sentence(sd, tmp_path):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    for name in ("a.safetensors", "b.bin"):
+        (tmp_path / name).write_text(pointer)
+        with pytest.raises(ValueError, match=r"^path: .* is a pointer of Git LFS, not the file itself"):
+            load_foreign(tmp_path / name, sd)
+        with pytest.raises(ValueError, match=r"^path: .* is a pointer of Git LFS, not the file itself"):
+            load_concept(tmp_path / name)
+    save_file({f"a_long_name_of_a_word_{k}": torch.ones(768) for k in range(100)}, tmp_path / "many.safetensors")
+    with pytest.raises(ValueError, match=r"words of 32 numbers .* and 97 more in ") as caught:
+        load_foreign(tmp_path / "many.safetensors", sd)
+    assert len(str(caught.value)) < 400
+
+
 # ---- what is refused ----
 
 
@@ -467,7 +602,7 @@ def test_what_is_none_of_these_is_refused(sd, tmp_path, case):
 
 @pytest.mark.parametrize("harmful", [
     Harmful(), {"<v>": Harmful()}, OrderedDict(a=Harmful()),
-    {"string_to_param": torch.nn.ParameterDict({"*": torch.ones(1, 32)})},
+    {"string_to_param": torch.nn.ModuleDict({"a": torch.nn.Linear(1, 32)})},
 ], ids=["alone", "in a dict", "in an ordered dict", "a module"])  # fmt: skip
 def test_a_pickle_that_runs_something_is_refused(sd, tmp_path, capsys, harmful):
     torch.save(harmful, tmp_path / "rex.pt")
@@ -493,7 +628,7 @@ def test_other_doors_are_named(sd, word, lora, custom, tmp_path):
     sd.save(tmp_path / "base")
     with pytest.raises(ValueError, match="is the base model itself"):
         load_foreign(tmp_path / "base", sd)
-    with pytest.raises(ValueError, match=r"^words: expected a name and a noun for each of \['<new1>', '<new2>'\]"):
+    with pytest.raises(ValueError, match=r"^words: expected a name and a noun for each of '<new1>', '<new2>', got"):
         load_foreign(export(custom, tmp_path / "custom", sd), sd, {"<v>": "cat"})
     with pytest.raises(ValueError, match=r"^concept: expected one that was trained on this model"):
         export(lora, tmp_path / "other", build(seed=1))

@@ -12,7 +12,14 @@ from tiny import build
 from course_lib.personalization import concept, custom_diffusion, dreambooth, lora, textual_inversion
 from course_lib.personalization.concept import Concept, applied, concept_of, load_concept, only_tokens, save_concept
 from course_lib.personalization.finetune import finetune
-from course_lib.personalization.merge import compress, merge_concepts, merge_weights
+from course_lib.personalization.merge import (
+    compress,
+    compressed,
+    merge_concepts,
+    merge_weights,
+    mix_loras,
+    uncompressed,
+)
 from course_lib.personalization.recipe import Settings
 
 CAPTIONS = ["a tiger", "a photo of a tiger", "a cat of a tiger", "a red cat", "blue", "a tree", "", "the cat of ten"]
@@ -136,6 +143,47 @@ def test_concepts_that_change_different_things_work_together(sd, concepts):
     assert not torch.allclose(drawn[0], drawn[2], atol=1e-3)
 
 
+def low_rank(sd, rank, seed, layers=("to_k", "to_v")):
+    """A LoRA with numbers of its own in some layers."""
+    tensors, generator = {}, torch.Generator().manual_seed(seed)
+    for name, layer in sd.unet.named_modules():
+        if name.endswith(layers):
+            tensors[f"unet.{name}.lora.down"] = 0.3 * torch.randn(rank, layer.in_features, generator=generator)
+            tensors[f"unet.{name}.lora.up"] = 0.3 * torch.randn(layer.out_features, rank, generator=generator)
+    return Concept("lora", tensors, "random", {"token": "sks", "noun": f"cat {seed}", "rank": rank}, {})
+
+
+def test_loras_add_up(sd, tmp_path):
+    """W_0 + B_1 A_1 + B_2 A_2, also where only one has a layer; applied together, or mixed into one file."""
+    first, second = low_rank(sd, 2, 1), low_rank(sd, 3, 2, ("to_q", "to_v"))
+    weights, before = {f"unet.{name}": p.detach().clone() for name, p in sd.unet.named_parameters()}, snapshot(sd)
+    for one in (first, second):
+        for name in one.tensors:
+            if name.endswith(".down"):
+                layer = name.removesuffix(".lora.down")
+                weights[f"{layer}.weight"] += one.tensors[f"{layer}.lora.up"] @ one.tensors[name]
+    with applied(sd, Concept("dreambooth", weights, "random", {}, {})):
+        expected = draw(sd)
+    save_concept(tmp_path / "a.safetensors", mix_loras([first, second]))
+    mixed = load_concept(tmp_path / "a.safetensors")
+    assert mixed.about["rank"] == 5 and mixed.about["nouns"] == ["cat 1", "cat 2"] and mixed.about["merged"] == 2
+    for chosen in ([first, second], [mixed], [second, first]):
+        with applied(sd, *chosen):
+            close(draw(sd), expected, rtol=0, atol=1e-4)
+        assert_untouched(sd, before)
+    with applied(sd, first):
+        assert (draw(sd) - expected).abs().max() > 0.01
+
+
+def test_a_word_that_looks_like_a_row_of_another_is_refused(sd, concepts):
+    """Prompts write a word of two rows as "<v> <v>_1", here and in diffusers, so the two could not be told apart."""
+    tensors = {"tokens": torch.zeros(2, 32)}
+    one = Concept("textual_inversion", tensors, "random", {"tokens": ["<v>", "<v>_1"], "rows": ["<v>", "<v>_1"]}, {})
+    with pytest.raises(ValueError, match=r"^concepts: expected tokens that .* <v>_1 is also the name of a row of <v>"):
+        concept.check_tokens([one])
+    concept.check_tokens([replace(one, about={"token": "<v>", "rows": ["<v>", "<v>_1"]})])  # one word of two rows
+
+
 def test_what_does_not_fit_together_is_refused(sd, concepts):
     before = snapshot(sd)
     first, second = concepts
@@ -146,7 +194,14 @@ def test_what_does_not_fit_together_is_refused(sd, concepts):
     other_shape = Concept("dreambooth", {name: torch.zeros(2, 2)}, "custom", first.about, {})
     for chosen, message in [
         ([first, second], r"^concepts: .* but 8 are changed twice, such as unet\..*; merge the concepts first$"),
-        ([only_tokens(first), only_tokens(first)], r"^concepts: expected a token of its own for each, got \[\['<cat>'"),
+        (
+            [only_tokens(first), only_tokens(first)],
+            r"^concepts: expected a token of its own for each, got '<cat>' twice$",
+        ),
+        (
+            [replace(first, method="dreambooth", tensors={name: first.tensors[name]}), first],
+            r"^concepts: .* such as unet\..*; only custom_diffusion and lora can be joined, so use one$",
+        ),
         ([wrong_width], r"^concepts: expected rows of 32 numbers, got \[7\]$"),
         (
             [existing],
@@ -245,6 +300,30 @@ def test_files_of_others_and_damaged_ones_are_told(concepts, tmp_path):
     for name in ("foreign", "noted"):
         with pytest.raises(ValueError, match=rf"^path: expected a file that save_concept wrote, but .*{name} is none;"):
             load_concept(tmp_path / name)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_neither_read_nor_written(concepts, tmp_path, number):
+    broken = replace(concepts[0], tensors={name: value.clone() for name, value in concepts[0].tensors.items()})
+    broken.tensors["tokens"][0, 3] = number
+    with pytest.raises(ValueError, match=r"^path: expected finite numbers, but 1 tensors of .*a\.safetensors hold NaN"):
+        save_concept(tmp_path / "a.safetensors", broken)
+    large = replace(concepts[0], tensors={"tokens": torch.full((1, 32), 1e6)})
+    with pytest.raises(ValueError, match=r"^path: expected finite numbers"):
+        save_concept(tmp_path / "a.safetensors", large, torch.float16)
+    assert list(tmp_path.iterdir()) == []
+    note = {"format": concept.FORMAT, "method": "lora", "base": "x", "about": "{}", "settings": "{}"}
+    save_file(broken.tensors, tmp_path / "a.safetensors", metadata=note)
+    with pytest.raises(ValueError, match=r"^path: expected finite numbers, .*, such as tokens; train it anew"):
+        load_concept(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("changed", [{"about": "{"}, {"settings": None}, {"method": None}])
+def test_damaged_notes_are_one_sentence(tmp_path, changed):
+    note = {"format": concept.FORMAT, "method": "lora", "base": "x", "about": "{}", "settings": "{}"} | changed
+    save_file({"a": torch.zeros(1)}, tmp_path / "a", metadata={key: value for key, value in note.items() if value})
+    with pytest.raises(ValueError, match=r"^path: expected a concept file, but the notes in .*a are damaged \("):
+        load_concept(tmp_path / "a")
 
 
 # ---- the closed form ----
@@ -368,28 +447,23 @@ def test_a_share_is_between_0_and_1(keep):
         compress(torch.eye(3), keep)
 
 
-def thinned(sd, one, keep):
-    """A concept with u and v of each change instead of the weight."""
-    tensors = {"tokens": one.tensors["tokens"]}
-    for name in one.tensors.keys() - {"tokens"}:
-        change = one.tensors[name] - sd.unet.get_parameter(name.removeprefix("unet."))
-        tensors[f"{name}.u"], tensors[f"{name}.v"] = compress(change, keep)
-    return replace(one, tensors=tensors)
-
-
 def test_a_compressed_concept_is_used_like_a_whole_one(sd, concepts, tmp_path):
     before = snapshot(sd)
-    thin = [thinned(sd, one, keep=1) for one in concepts]
+    thin = [compressed(sd, one, keep=1) for one in concepts]
     save_concept(tmp_path / "a.safetensors", thin[0])
     with applied(sd, concepts[0]):
         whole = draw(sd, "a <cat> cat")
     with applied(sd, load_concept(tmp_path / "a.safetensors")):
         close(draw(sd, "a <cat> cat"), whole, rtol=0, atol=1e-4)
     assert_untouched(sd, before)
+    for name, value in uncompressed(sd, thin[0]).tensors.items():
+        close(value, concepts[0].tensors[name], rtol=0, atol=1e-5)
     one, other = merge_concepts(sd, concepts, CAPTIONS), merge_concepts(sd, thin, CAPTIONS)
     for name in one.tensors:
         close(other.tensors[name], one.tensors[name], rtol=1e-3, atol=1e-3)
-    assert thinned(sd, concepts[0], keep=0.3).bytes < concepts[0].bytes / 2
+    assert compressed(sd, concepts[0], keep=0.3).bytes < concepts[0].bytes / 2
+    with pytest.raises(ValueError, match=r"^concept: expected one of custom-diffusion, .* got one of lora$"):
+        compressed(sd, replace(concepts[0], method="lora"))
 
 
 # ---- two concepts in one model ----
@@ -443,12 +517,32 @@ def test_merging_keeps_other_captions_better_than_the_concepts_do(sd, concepts):
     assert change(merged) < min(change(one) for one in concepts)
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_layer_that_one_concept_lacks_counts_as_the_base_there(sd, concepts, order):
+    name = next(name for name in concepts[1].tensors if name != "tokens")
+    base = sd.unet.get_parameter(name.removeprefix("unet.")).detach().clone()
+    fewer = replace(concepts[1], tensors={key: value for key, value in concepts[1].tensors.items() if key != name})
+    same = replace(concepts[1], tensors=concepts[1].tensors | {name: base})
+    got, wanted = ([[concepts[0], one][k] for k in order] for one in (fewer, same))
+    got, wanted = merge_concepts(sd, got, CAPTIONS), merge_concepts(sd, wanted, CAPTIONS)
+    assert got.tensors.keys() == wanted.tensors.keys() == concepts[0].tensors.keys()
+    for key, value in wanted.tensors.items():
+        close(got.tensors[key], value, **exact)
+
+
 def test_what_can_not_be_merged_is_refused(sd, concepts):
     other, before = trained(sd, RECIPES["textual inversion"](sd)), snapshot(sd)
     for chosen, message in [
         (concepts[:1], r"^concepts: expected two or more of custom_diffusion, got \['custom_diffusion'\]$"),
         ([concepts[0], other], r"^concepts: expected two or more of custom_diffusion, got .*'textual_inversion'\]$"),
-        ([concepts[0], concepts[0]], r"^concepts: expected a token of its own for each, got \[\['<cat>'\]"),
+        ([concepts[0], concepts[0]], r"^concepts: expected a token of its own for each, got '<cat>' twice$"),
+        (
+            [
+                concepts[0],
+                replace(concepts[1], tensors={k: v for k, v in concepts[1].tensors.items() if k != "tokens"}),
+            ],
+            r"^concepts: expected a word in each, but number 2 has none; it may be in a file that stood beside it",
+        ),
     ]:
         with pytest.raises(ValueError, match=message):
             merge_concepts(sd, chosen, CAPTIONS)

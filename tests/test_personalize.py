@@ -25,8 +25,9 @@ from course_lib.cli import train as train_command
 from course_lib.latent import registry
 from course_lib.latent.stable_diffusion import load
 from course_lib.personalization import dreambooth, finetune, memory, regularisation, textual_inversion
-from course_lib.personalization.concept import applied, load_concept, uncompressed
+from course_lib.personalization.concept import applied, load_concept
 from course_lib.personalization.examples import subject_examples
+from course_lib.personalization.merge import uncompressed
 from course_lib.personalization.recipe import Settings
 from course_lib.toybox.sets import pair_spec
 from course_lib.toybox.world import render
@@ -469,9 +470,10 @@ def test_sample_draws_what_the_library_draws(world, sd, custom, tmp_path):
 
 
 def test_sample_without_a_concept_is_the_model_alone(world, tmp_path, capsys):
-    options = ["--base", world / "model", "--out", tmp_path / "x.png", "--steps", 1]
-    assert run("sample", *options, "--prompt", "a cat") == 0 and (tmp_path / "x.png").is_file()
-    assert run("sample", *options) == 2
+    options = ["--base", world / "model", "--steps", 1, "--out", tmp_path]
+    assert run("sample", *options[:-1], tmp_path / "x.png", "--prompt", "a cat") == 0
+    assert (tmp_path / "x.png").is_file()
+    assert run("sample", *options[:-1], tmp_path / "y.png") == 2
     assert "prompt: expected --concept FILE, whose words {} stands for" in capsys.readouterr().err
 
 

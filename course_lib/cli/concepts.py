@@ -3,25 +3,36 @@
 `args` holds the options of the command, see main.py. torch and the library take seconds to import, so functions do it.
 """
 
+import math
 import re
-from dataclasses import replace
 from pathlib import Path
 
 
 def sample(args):
-    from course_lib.cli.drawing import draw, fill_placeholder, note_unknown_words, write_grid
+    from course_lib.cli.drawing import (
+        PICTURES,
+        check_out,
+        draw,
+        fill_placeholder,
+        note_unknown_words,
+        subjects,
+        write_grid,
+    )
     from course_lib.personalization.concept import applied
 
     if args.count < 1:
         raise ValueError(f"count: expected a whole number of at least 1, got {args.count}")
+    if args.w is not None and not math.isfinite(args.w):
+        raise ValueError(f"w: expected a finite number, got {args.w}")
+    if not 0 <= args.seed < 2**63:
+        raise ValueError(f"seed: expected a whole number from 0 to 2^63 - 1, got {args.seed}")
+    check_out(args, PICTURES, folder=True)
     sd, concepts = open_concepts(args)
-    first = concepts[0] if concepts else None
-    prompts = fill_placeholder(args.prompt or ["a photo of a {}"], first and first.method, first.about if first else {})
-    note_unknown_words(sd, prompts, [token for one in concepts for token in one.about.get("tokens") or
-                                     [one.about.get("token") or ""]])  # fmt: skip
+    prompts = fill_placeholder(args.prompt or ["a photo of a {}"], *concepts)
+    note_unknown_words(sd, prompts, [token for one in concepts for token, _ in subjects(one)])
     with applied(sd, *concepts):
         images = draw(sd, prompts, args.count, w=args.w, steps=args.steps, seed=args.seed)
-    if args.out.suffix.lower() == ".png":
+    if args.out.suffix:
         write_grid(args.out, images, args.count)
         print(f"wrote {args.out}; its rows: {'; '.join(prompts)}")
         return 0
@@ -50,9 +61,8 @@ def open_concepts(args, dtype=None):
     ours = {path: load_concept(path) for path in paths if is_ours(path)}
     base = args.base or next((concept.base for concept in ours.values()), None if paths else "toybox")
     if base is None:
-        raise ValueError(
-            f"concept: {paths[0]} is damaged, or of another tool: then say with --base which model it is for"
-        )
+        raise ValueError(f"concept: {paths[0]} is damaged, or of another tool; if of another tool, say with --base "
+                         "which model it is for")  # fmt: skip
     if not args.base and base not in MODELS and not Path(base).is_dir():
         raise ValueError(f"base: expected --base, since {base!r} is not on this machine; give its folder or name")
     sd = load(base, args.device, dtype, low_memory=getattr(args, "low_memory", False) or None)
@@ -62,9 +72,11 @@ def open_concepts(args, dtype=None):
 def is_ours(path):
     from safetensors import SafetensorError, safe_open
 
+    from course_lib.latent.registry import check_pointer
     from course_lib.personalization.concept import FORMAT
 
     try:
+        check_pointer(path)
         with safe_open(path, "pt") as file:
             return (file.metadata() or {}).get("format") == FORMAT
     except (OSError, SafetensorError):
@@ -74,52 +86,50 @@ def is_ours(path):
 def merge(args):
     import torch
 
-    from course_lib.cli.drawing import human_size
-    from course_lib.personalization.concept import save_concept, uncompressed
-    from course_lib.personalization.merge import merge_concepts
+    from course_lib.cli.drawing import check_out, human_size, subjects
+    from course_lib.personalization.concept import check_base, save_concept
+    from course_lib.personalization.merge import merge_concepts, mix_loras
+
+    check_out(args, (".safetensors",))
+    sd, concepts = open_concepts(args, torch.float32)
+    methods = [concept.method.replace("_", "-") for concept in concepts]
+    if len(methods) < 2 or set(methods) not in ({"lora"}, {"custom-diffusion"}):
+        raise ValueError("concept: expected two or more, all of custom-diffusion or all of lora, got "
+                         f"{', '.join(methods)}")  # fmt: skip
+    if methods[0] == "lora":
+        for concept in concepts:
+            check_base(sd, concept)
+        merged = mix_loras(concepts)
+    else:
+        merged = merge_concepts(sd, concepts, ordinary_sentences(args, sd))
+    save_concept(args.out, merged)
+    words = ", ".join(name for _, name in subjects(merged)) or "that their makers say"
+    print(f"wrote {args.out} ({human_size(args.out)}) with the words {words}")
+
+
+def ordinary_sentences(args, sd):
+    from course_lib.data.pictures import read_text
     from course_lib.toybox.captions import corpus
 
-    sd, concepts = open_concepts(args, torch.float32)
     if args.captions:
-        captions = [line.strip() for line in args.captions.read_text(encoding="utf-8").splitlines() if line.strip()]
-    elif sd.defaults.toybox_world:
-        captions = corpus(500)
-    else:
-        raise ValueError(
-            f"captions: expected --captions FILE, 200 to 1000 ordinary sentences, with the model {sd.name}"
-        )
-    merged = merge_concepts(sd, [uncompressed(sd, concept) for concept in concepts], captions)
-    save_concept(args.out, merged)
-    words = ", ".join(
-        f"{token} {noun}" for token, noun in zip(merged.about["tokens"], merged.about["nouns"], strict=True)
-    )
-    print(f"wrote {args.out} ({human_size(args.out)}) with the words {words}")
+        return [line.strip() for line in read_text(args.captions).splitlines() if line.strip()]
+    if sd.defaults.toybox_world:
+        return corpus(500)
+    raise ValueError(f"captions: expected --captions FILE, 200 to 1000 ordinary sentences, with the model {sd.name}")
 
 
 def compress(args):
     import torch
 
-    from course_lib.cli.drawing import human_size
-    from course_lib.personalization import merge as merging
-    from course_lib.personalization.concept import check_base, save_concept, uncompressed
+    from course_lib.cli.drawing import check_out, human_size
+    from course_lib.personalization.concept import save_concept
+    from course_lib.personalization.merge import compressed
 
+    check_out(args, (".safetensors",))
     sd, (concept,) = open_concepts(args, torch.float32)
-    if concept.method != "custom_diffusion":
-        raise ValueError(f"concept: expected one of custom-diffusion, whose changes have few directions, got one of "
-                         f"{concept.method}")  # fmt: skip
-    check_base(sd, concept)
-    base, tensors = {f"unet.{name}": param for name, param in sd.unet.named_parameters()}, {}
-    for name, value in uncompressed(sd, concept).tensors.items():
-        if name == "tokens":
-            tensors[name] = value
-        else:
-            tensors[f"{name}.u"], tensors[f"{name}.v"] = merging.compress(
-                value.float() - base[name].float().cpu(), args.keep
-            )
-    about = concept.about | {"compressed": args.keep}
-    small = replace(concept, tensors=tensors, about=about)
-    save_concept(args.out, small, torch.float16 if args.half else None)
-    print(f"wrote {args.out} ({human_size(args.out)}; {args.concept} has {human_size(args.concept)})")
+    before = human_size(args.concept)
+    save_concept(args.out, compressed(sd, concept, args.keep), torch.float16 if args.half else None)
+    print(f"wrote {args.out} ({human_size(args.out)}; {args.concept} had {before})")
 
 
 def info(args):
@@ -129,7 +139,7 @@ def info(args):
     ours = is_ours(args.concept)
     concept = load_concept(args.concept) if ours else open_concepts(args)[1][0]
     kind = f"a concept of {'this course' if ours else 'another tool'}"
-    about = {key: value for key, value in concept.about.items() if value not in (None, "", [])}
+    about = {key: value for key, value in concept.about.items() if value not in (None, "", [], [""])}
     rows = {"file": f"{args.concept}, {kind}", "method": concept.method.replace("_", "-"), "model": concept.base,
             **{key.replace("_", " "): value for key, value in (about | concept.settings).items()},
             "size": human_size(concept.bytes), "tensors": len(concept.tensors), "licence": LICENCE}  # fmt: skip
@@ -142,10 +152,10 @@ def info(args):
 def export(args):
     import torch
 
-    from course_lib.personalization.concept import uncompressed
+    from course_lib.cli.drawing import check_out
     from course_lib.personalization.interchange import export as files
 
+    check_out(args, folder=True)
     sd, (concept,) = open_concepts(args, torch.float32)
-
-    folder = files.export(uncompressed(sd, concept), args.out, sd)
+    folder = files.export(concept, args.out, sd)
     print(f"wrote {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")

@@ -83,7 +83,7 @@ SAMPLE = """\
 MERGE = """\
   python -m course_lib.personalize merge --concept cat.safetensors --concept chair.safetensors --out both.safetensors
 
-Both have to be of the same model and of custom-diffusion, with a --token of their own.
+Both have to be of the same model, and of custom-diffusion with a --token each, or of lora, whose changes add up.
 """
 COMPRESS = """\
   python -m course_lib.personalize compress --concept mochi.safetensors --keep 0.6 --out small.safetensors
@@ -105,7 +105,7 @@ def options():
 
     train_options(sub("train", "train", "learn a subject from a few pictures", TRAIN))
     sample_options(sub("sample", "concepts", "draw pictures with a concept, or with the model alone", SAMPLE))
-    add = sub("merge", "concepts", "make one of several concepts of custom-diffusion (notebook 14)", MERGE)
+    add = sub("merge", "concepts", "make one concept of several (notebook 14)", MERGE)
     common(add, out="FILE", action="append")
     add("--captions", type=Path, metavar="FILE", help="200 to 1000 ordinary sentences, one a line, that shall go on to "
         "mean what they did; default with toybox: 500 of its captions")  # fmt: skip
@@ -139,14 +139,16 @@ def common(add, out=None, required=True, **concept):
     add("--device", help="cpu, cuda or mps; default: the fastest here")
     if out:
         add("--out", type=Path, required=True, metavar=out, help="what is written")
+        add("--overwrite", action="store_true", help="also if there is something of this name already")
 
 
 def sample_options(add):
-    common(add, out="PNG", required=False, action="append")
-    add("--prompt", action="append", help='what to draw; {} stands for the new words; default "a photo of a {}"')
-    add("--count", type=int, default=4, help="pictures of each prompt (default 4); --out x.png is one picture with a "
-        "row for each prompt, --out x a folder with labelled files")  # fmt: skip
-    add("--w", type=float, help="guidance: 1 is none, more obeys the prompt (default 7.5; of the miniature 5)")
+    common(add, out="PICTURE", required=False, action="append")
+    add("--prompt", action="append", help='what to draw; {} stands for the new words, in the order of --concept; '
+        'default "a photo of a {}"')  # fmt: skip
+    add("--count", type=int, default=4, help="pictures of each prompt (default 4); --out x.png (or .jpg, .webp) is one "
+        "picture with a row for each prompt, --out x a folder with labelled files")  # fmt: skip
+    add("--w", type=float, help="guidance: 1 is none, more obeys the prompt (default 7.5; with toybox 5)")
     add("--steps", type=int, default=25, help="of the sampler; 25 is good, 50 hardly better (default 25)")
     add("--seed", type=seed, default=0, help="the same seed means the same pictures (default 0)")
     add("--low-memory", action="store_true", help="slower, with less memory")
@@ -196,10 +198,14 @@ def train_options(add):
 
 def main(argv=None):
     """Run one command; returns its exit code: 0, 2 for what went wrong, 130 after Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # where a console has no Korean, say
     args = options().parse_args(argv)
     with warnings.catch_warnings():
         warnings.showwarning = note
         try:
+            check_device(args.device)
             return args.run(args) or 0
         except KeyboardInterrupt:
             print("\nStopped at once; what was saved before is whole.", file=sys.stderr)
@@ -209,13 +215,28 @@ def main(argv=None):
             return 2
 
 
+def check_device(name):
+    """Raise a ValueError for a device that is not here, or that this torch was built without."""
+    if name is None:
+        return
+    import torch
+
+    try:
+        if torch.device(name).type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError("of another kind")
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device: expected cpu, or cuda or mps where torch finds one, got {name!r}; without --device "
+                         "the fastest here is taken") from error  # fmt: skip
+
+
 def sentence(error):
     """What went wrong, in one line and in the words of this command."""
     words = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in words):
         return ("memory: expected more than this device has left; try --low-memory, and to train --batch-size 1 or "
                 "--method lora; what was saved before is whole")  # fmt: skip
-    return words
+    return words if len(words) <= 700 else f"{words[:450]} ... {words[-200:]}"  # some libraries quote whole lists
 
 
 def note(message, category, *_):

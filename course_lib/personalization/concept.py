@@ -7,7 +7,8 @@ Files of other tools are read and written in interchange/.
 
 import contextlib
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from course_lib.environment import write_whole
-from course_lib.latent.registry import fingerprint, same_model
+from course_lib.latent.registry import check_pointer, fingerprint, same_model
 from course_lib.latent.stable_diffusion import StableDiffusion
 from course_lib.latent.text import NewTokens
 from course_lib.personalization import lora
@@ -32,7 +33,7 @@ class Concept:
     """What a recipe trained: named tensors, and what one needs to know to use them.
 
     tensors: "tokens" (n, D), "unet.<name>", "text_encoder.<name>", in LoRA "....lora.down" and ".up", compressed
-    "....u" and ".v" (see `uncompressed`); on the CPU.
+    "....u" and ".v" (see `merge.uncompressed`); on the CPU.
     method, base (name of the model), about (token, noun, rows ...): as in the recipe; settings: how it was trained.
     fingerprint: of the base model, see `registry.fingerprint`; None if the file's maker did not say.
     """
@@ -55,22 +56,23 @@ def only_tokens(concept: Concept) -> Concept:
     return replace(concept, tensors={name: value for name, value in concept.tensors.items() if name == "tokens"})
 
 
-def uncompressed(sd: StableDiffusion, concept: Concept) -> Concept:
-    """The concept with whole weights: each pair of thin "<name>.u", "<name>.v" becomes <name> = W_0 + u v.
+def check_finite(tensors: dict[str, Tensor], path: str | Path) -> None:
+    """Raise a ValueError if a number of a file is NaN or infinite: every picture would be black."""
+    broken = [name for name, value in tensors.items() if not value.isfinite().all()]
+    if broken:
+        raise ValueError(f"path: expected finite numbers, but {len(broken)} tensors of {path} hold NaN or infinity, "
+                         f"such as {broken[0]}; train it anew, with a smaller lr")  # fmt: skip
 
-    The pairs are `merge.compress` of W - W_0.  sd: the model of W_0, in which nothing is applied.
-    """
-    thin = [name.removesuffix(".u") for name in concept.tensors if name.endswith(".u")]
-    if not thin:
-        return concept
-    base = {f"unet.{name}": param for name, param in sd.unet.named_parameters()}
-    tensors = {name: value for name, value in concept.tensors.items() if not name.endswith((".u", ".v"))}
-    for name in thin:
-        u, v = (concept.tensors.get(f"{name}.{side}", torch.empty(0)).float() for side in "uv")
-        if name not in base or u.ndim != 2 or v.ndim != 2 or (len(u), v.shape[1]) != tuple(base[name].shape):
-            raise ValueError(f"concept: expected u and v of a weight of this model, got others for {name}")
-        tensors[name] = base[name].detach().float().cpu() + u @ v
-    return replace(concept, tensors=tensors)
+
+def check_tokens(concepts: Sequence[Concept]) -> None:
+    """Raise a ValueError if two words are one, or one looks like a row of another: prompts write <v> as <v> <v>_1."""
+    words = [word for c in concepts if "tokens" in c.tensors for word in c.about.get("tokens") or c.about["rows"][:1]]
+    for word in words:
+        if words.count(word) > 1:
+            raise ValueError(f"concepts: expected a token of its own for each, got {word!r} twice")
+        if (row := re.sub(r"_\d+$", "", word)) != word and row in words:
+            raise ValueError(f"concepts: expected tokens that differ in more than a number, since {word} is also the "
+                             f"name of a row of {row}; train one of them with another token")  # fmt: skip
 
 
 def concept_of(recipe: Recipe) -> Concept:
@@ -83,11 +85,13 @@ def save_concept(path: str | Path, concept: Concept | Recipe, dtype: torch.dtype
     """Write a concept, or what a recipe has trained, as one safetensors file with its story in the metadata.
 
     dtype: float16 halves the file; default: as trained.  A file appears whole or not at all.
-    Raises OSError if it cannot be written: the concept is still in memory, save it elsewhere.
+    Raises OSError if it cannot be written: the concept is still in memory, save it elsewhere; ValueError if a number is
+    not finite, perhaps too large for float16.
     """
     path = Path(path)
     concept = concept_of(concept) if isinstance(concept, Recipe) else concept
     tensors = {name: value.to(dtype or value.dtype).contiguous() for name, value in concept.tensors.items()}
+    check_finite(tensors, path)
     if concept.fingerprint is not None:
         tensors["base.fingerprint"] = concept.fingerprint
     note = {"format": FORMAT, "method": concept.method, "base": concept.base, "licence": LICENCE,
@@ -102,9 +106,10 @@ def save_concept(path: str | Path, concept: Concept | Recipe, dtype: torch.dtype
 
 
 def load_concept(path: str | Path) -> Concept:
-    """Read what `save_concept` wrote.  Raises ValueError if it is something else, or damaged."""
+    """Read what `save_concept` wrote.  Raises ValueError if it is something else, damaged, or holds NaN or infinity."""
     path = Path(path)
     try:
+        check_pointer(path)
         with safe_open(path, "pt") as file:
             note = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
@@ -113,9 +118,13 @@ def load_concept(path: str | Path) -> Concept:
     if note.get("format") != FORMAT:
         raise ValueError(f"path: expected a file that save_concept wrote, but {path} is none; other tools' files are "
                          "read by course_lib.personalization.interchange")  # fmt: skip
+    check_finite(tensors, path)
     base = tensors.pop("base.fingerprint", None)
-    about, settings = json.loads(note["about"]), json.loads(note["settings"])
-    return Concept(note["method"], tensors, note["base"], about, settings, base)
+    try:
+        about, settings = json.loads(note["about"]), json.loads(note["settings"])
+        return Concept(note["method"], tensors, note["base"], about, settings, base)
+    except (KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f"path: expected a concept file, but the notes in {path} are damaged ({error})") from error
 
 
 def check_base(sd: StableDiffusion, concept: Concept) -> None:
@@ -134,20 +143,26 @@ def applied(sd: StableDiffusion, *concepts: Concept) -> Iterator[StableDiffusion
         with applied(sd, load_concept("rex.safetensors")):
             sd.sample("a photo of a <v> dog on the moon")
 
-    Raises ValueError if a concept is of another base model, has a token that exists, or two change the same weights
-    (see `merge.merge_concepts`).
+    Several LoRAs add up.  Raises ValueError if a concept is of another base model, has a token that exists, or two
+    change the same weights (see `merge.merge_concepts`).
     """
+    from course_lib.personalization.merge import mix_loras, uncompressed  # here, since merging applies concepts
+
     for concept in concepts:
         check_base(sd, concept)
-    concepts = [uncompressed(sd, concept) for concept in concepts]
-    names = [name for concept in concepts for name in concept.tensors if name != "tokens"]
+    check_tokens(concepts)
+    loras = [concept for concept in concepts if concept.method == "lora"]
+    others = [uncompressed(sd, concept) for concept in concepts if concept.method != "lora"]
+    names = [name for concept in others for name in concept.tensors if name != "tokens"]
     twice = {name for name in names if names.count(name) > 1}
     if twice:
+        merge = all(concept.method == "custom_diffusion" for concept in others)
+        todo = "merge the concepts first" if merge else "only custom_diffusion and lora can be joined, so use one"
         raise ValueError(f"concepts: expected each to change other weights, but {len(twice)} are changed twice, such "
-                         f"as {min(twice)}; merge the concepts first")  # fmt: skip
+                         f"as {min(twice)}; {todo}")  # fmt: skip
     with contextlib.ExitStack() as undo:
         # Weights first: attaching tokens renames the table, LoRA renames its layers.
-        for concept in sorted(concepts, key=lambda concept: concept.method == "lora"):
+        for concept in [*others, *([mix_loras(loras)] if len(loras) > 1 else loras)]:
             undo.enter_context(_weights(sd, concept))
         undo.enter_context(_tokens(sd, concepts))
         yield sd
@@ -157,11 +172,9 @@ def applied(sd: StableDiffusion, *concepts: Concept) -> Iterator[StableDiffusion
 def _tokens(sd: StableDiffusion, concepts: list[Concept]) -> Iterator[None]:
     rows = {token: row for c in concepts if "tokens" in c.tensors
             for token, row in zip(c.about["rows"], c.tensors["tokens"], strict=True)}  # fmt: skip
-    if len(rows) < sum(len(concept.tensors.get("tokens", ())) for concept in concepts):
-        raise ValueError(f"concepts: expected a token of its own for each, got {[c.about['rows'] for c in concepts]}")
     width = sd.text_encoder.get_input_embeddings().weight.shape[1]
-    if any(len(row) != width for row in rows.values()):
-        raise ValueError(f"concepts: expected rows of {width} numbers, got {[len(row) for row in rows.values()]}")
+    if wrong := {len(row) for row in rows.values()} - {width}:
+        raise ValueError(f"concepts: expected rows of {width} numbers, got {sorted(wrong)}")
     if not rows:
         yield
         return

@@ -4,13 +4,14 @@ Derived in: notebooks/14_multiple_concepts.ipynb.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from course_lib.latent import text
 from course_lib.latent.stable_diffusion import StableDiffusion
-from course_lib.personalization.concept import Concept, applied, only_tokens, uncompressed
+from course_lib.personalization.concept import Concept, applied, check_base, only_tokens
 
 PROMPTS = ("{}", "photo of a {}")  # around the words whose features each concept keeps
 
@@ -23,11 +24,15 @@ def merge_concepts(sd: StableDiffusion, concepts: Sequence[Concept], captions: S
     captions: 200 to 1000 ordinary sentences, for which the merged model should act like the base.
     Source: Kumari et al. 2023, section 3.2; see `merge_weights`.
     Differs from the authors' code: the words before a new token are no constraint, since both concepts say them.
-    Raises ValueError unless there are two or more concepts of Custom Diffusion, of this model, with different tokens.
+    A layer that a concept lacks counts as the base's there.
+    Raises ValueError unless there are two or more concepts of Custom Diffusion, of this model, each with its own token.
     Derived in: notebooks/14_multiple_concepts.ipynb, section "The closed form".
     """
     if len(concepts) < 2 or any(concept.method != "custom_diffusion" for concept in concepts):
         raise ValueError(f"concepts: expected two or more of custom_diffusion, got {[c.method for c in concepts]}")
+    if wordless := [k for k, concept in enumerate(concepts, 1) if "tokens" not in concept.tensors]:
+        raise ValueError(f"concepts: expected a word in each, but number {wordless[0]} has none; it may be in a file "
+                         "that stood beside it, such as <new1>.safetensors")  # fmt: skip
     if not captions:
         raise ValueError("captions: expected at least one sentence, got none")
     concepts = [uncompressed(sd, concept) for concept in concepts]
@@ -37,11 +42,10 @@ def merge_concepts(sd: StableDiffusion, concepts: Sequence[Concept], captions: S
         regularisation = torch.cat([caption_features(sd, caption)[0] for caption in dict.fromkeys(captions)])
     weights = dict(sd.unet.named_parameters())
     tensors = {"tokens": torch.cat([concept.tensors["tokens"] for concept in concepts])}
-    for name in concepts[0].tensors:
-        if name != "tokens":
-            own = [concept.tensors[name].to(sd.device) for concept in concepts]
-            base = weights[name.removeprefix("unet.")]
-            tensors[name] = merge_weights(own, base, targets, regularisation, ridge).float().cpu()
+    for name in dict.fromkeys(name for concept in concepts for name in concept.tensors if name != "tokens"):
+        base = weights[name.removeprefix("unet.")]
+        own = [concept.tensors.get(name, base).to(sd.device) for concept in concepts]
+        tensors[name] = merge_weights(own, base, targets, regularisation, ridge).float().cpu()
     about |= {"token": about["tokens"][0], "noun": about["nouns"][0], "merged": len(concepts)}
     return Concept("custom_diffusion", tensors, concepts[0].base, about, {"ridge": ridge}, concepts[0].fingerprint)
 
@@ -88,6 +92,24 @@ def merge_weights(weights: Sequence[Tensor], base: Tensor, targets: Sequence[Ten
     return base + v.T @ d
 
 
+def mix_loras(concepts: Sequence[Concept]) -> Concept:
+    """All changes of several LoRAs at once: A's rows and B's columns side by side, so that B A = sum of B_k A_k."""
+    ranks, tensors = [concept.about["rank"] for concept in concepts], {}
+    for name in dict.fromkeys(name for concept in concepts for name in concept.tensors):
+        side = 0 if name.endswith(".down") else 1
+        like = next(concept.tensors[name] for concept in concepts if name in concept.tensors)
+        none = [torch.zeros((r, like.shape[1]) if side == 0 else (like.shape[0], r)) for r in ranks]  # as it was
+        tensors[name] = torch.cat([c.tensors.get(name, zero) for c, zero in zip(concepts, none, strict=True)], side)
+    about = {f"{key}s": [value for c in concepts for value in c.about.get(f"{key}s") or [c.about.get(key, "")]]
+             for key in ("token", "noun")}  # fmt: skip
+    about |= {"token": about["tokens"][0], "noun": about["nouns"][0], "rank": sum(ranks), "merged": len(concepts)}
+    prints = [concept.fingerprint for concept in concepts if concept.fingerprint is not None]
+    return Concept("lora", tensors, concepts[0].base, about, {}, prints[0] if prints else None)
+
+
+# ---- fewer bytes ----
+
+
 def compress(change: Tensor, keep: float = 0.6) -> tuple[Tensor, Tensor]:
     """The leading part of a change of weights as two thin matrices: change ~ u v.
 
@@ -101,3 +123,38 @@ def compress(change: Tensor, keep: float = 0.6) -> tuple[Tensor, Tensor]:
     share = S.cumsum(0) / S.sum().clamp(min=torch.finfo(S.dtype).tiny)
     r = int((share < keep * (1 - 1e-12)).sum()) + 1
     return (U[:, :r] * S[:r]).to(change.dtype), Vh[:r].to(change.dtype)
+
+
+def compressed(sd: StableDiffusion, concept: Concept, keep: float = 0.6) -> Concept:
+    """The concept with "<name>.u" and "<name>.v", the `compress` of W - W_0, in place of each weight W.
+
+    Raises ValueError unless it is of Custom Diffusion, whose changes have few directions, and of this model.
+    """
+    if concept.method != "custom_diffusion":
+        raise ValueError("concept: expected one of custom-diffusion, whose changes have few directions, got one of "
+                         f"{concept.method.replace('_', '-')}")  # fmt: skip
+    check_base(sd, concept)
+    base, tensors = dict(sd.unet.named_parameters()), {}
+    for name, value in uncompressed(sd, concept).tensors.items():
+        if name == "tokens":
+            tensors[name] = value
+        else:
+            change = value.float() - base[name.removeprefix("unet.")].detach().float().cpu()
+            tensors[f"{name}.u"], tensors[f"{name}.v"] = compress(change, keep)
+    return replace(concept, tensors=tensors, about=concept.about | {"compressed": keep})
+
+
+def uncompressed(sd: StableDiffusion, concept: Concept) -> Concept:
+    """The concept with whole weights: each pair "<name>.u", "<name>.v" becomes <name> = W_0 + u v.
+
+    sd: the model of W_0, in which nothing is applied.
+    """
+    thin = [name.removesuffix(".u") for name in concept.tensors if name.endswith(".u")]
+    base = {f"unet.{name}": param for name, param in sd.unet.named_parameters()} if thin else {}
+    tensors = {name: value for name, value in concept.tensors.items() if not name.endswith((".u", ".v"))}
+    for name in thin:
+        u, v = (concept.tensors.get(f"{name}.{side}", torch.empty(0)).float() for side in "uv")
+        if name not in base or u.ndim != 2 or v.ndim != 2 or (len(u), v.shape[1]) != tuple(base[name].shape):
+            raise ValueError(f"concept: expected u and v of a weight of this model, got others for {name}")
+        tensors[name] = base[name].detach().float().cpu() + u @ v
+    return replace(concept, tensors=tensors)

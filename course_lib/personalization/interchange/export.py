@@ -26,9 +26,10 @@ from torch import Tensor
 
 from course_lib.environment import write_whole
 from course_lib.latent.stable_diffusion import StableDiffusion
-from course_lib.personalization.concept import Concept, applied, check_base, uncompressed
+from course_lib.personalization.concept import Concept, applied, check_base, check_finite, check_tokens
 from course_lib.personalization.custom_diffusion import key_value_layers
 from course_lib.personalization.interchange.formats import CUSTOM, LORA, WORDS, folded, lora_pairs, together
+from course_lib.personalization.merge import uncompressed
 
 
 @torch.no_grad()
@@ -39,12 +40,15 @@ def export(concept: Concept, folder: str | Path, sd: StableDiffusion, *, pipelin
     folder: made if it is not there.  sd: the base model.  dtype: of the numbers in the file.
     pipeline: write the whole model instead, with the weights folded in and the words in its tokenizer. That is large,
     needs neither processors nor peft, and is what DreamBooth has anyway.
-    Raises ValueError if the concept is of another base model.
+    Raises ValueError if the concept is of another base model, has a word that looks like a row of another, or numbers
+    that are not finite in this dtype.
     """
     check_base(sd, concept)
+    check_tokens([concept])
     concept = uncompressed(sd, concept)
     folder = Path(folder).expanduser()
     tensors = {name: value.to(dtype) for name, value in concept.tensors.items()}
+    check_finite(tensors, folder)
     if pipeline or concept.method == "dreambooth":
         return _write_pipeline(concept, folder, sd, dtype)
     if concept.method not in ("textual_inversion", "custom_diffusion", "lora"):

@@ -11,12 +11,18 @@ from torch import Tensor
 from course_lib.latent.stable_diffusion import StableDiffusion
 
 WORDS, CUSTOM = "learned_embeds.safetensors", "pytorch_custom_diffusion_weights.safetensors"
-LORA, DELTA = "pytorch_lora_weights.safetensors", "delta.bin"
+LORA, PEFT, DELTA = "pytorch_lora_weights.safetensors", "adapter_model.safetensors", "delta.bin"
 
 
 def parameters(sd: StableDiffusion) -> dict[str, Tensor]:
     parts = {"unet": sd.unet, "text_encoder": sd.text_encoder}
     return {f"{part}.{name}": p.detach() for part, network in parts.items() for name, p in network.named_parameters()}
+
+
+def few(names) -> str:
+    """The first three of a list, and how many more there are: a message is read, a list of hundreds is not."""
+    names = [str(name) for name in names]
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def together(names, rows) -> dict[str, Tensor]:

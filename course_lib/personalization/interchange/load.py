@@ -3,11 +3,10 @@
 Derived in: notebooks/14_multiple_concepts.ipynb, section "Which file opens where".
 
 Read are the files that `export` writes, whoever wrote them, and: the authors' delta.bin, compressed or not, embeddings
-of web interfaces (.pt, .safetensors), and LoRA files of kohya's scripts. A pickle is opened only if it holds tensors
-and nothing that runs.
+of web interfaces and of the first Textual Inversion (.pt, .safetensors), and the LoRA files of `lora_files`. A pickle
+is opened only if it holds tensors and nothing that runs.
 """
 
-import json
 import pickle
 import re
 import warnings
@@ -17,17 +16,13 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from course_lib.latent.registry import fingerprint
+from course_lib.latent.registry import check_pointer, fingerprint
 from course_lib.latent.stable_diffusion import StableDiffusion, load
-from course_lib.personalization import lora
-from course_lib.personalization.concept import FORMAT, Concept
+from course_lib.personalization.concept import FORMAT, Concept, check_finite
 from course_lib.personalization.custom_diffusion import key_value_layers
-from course_lib.personalization.interchange.formats import CUSTOM, DELTA, LORA, WORDS, folded, parameters, together
+from course_lib.personalization.interchange import formats, lora_files
+from course_lib.personalization.interchange.formats import CUSTOM, DELTA, LORA, PEFT, WORDS, few, together
 from course_lib.personalization.textual_inversion import rows_of
-
-LORA_KEY = re.compile(r"(.+?)[._]lora(?:_linear_layer)?[._](down|up|A|B)(?:\.default)?\.weight")
-SPELLINGS = {"lora_unet_": "unet_", "lora_te_": "text_encoder_", "_processor_": "_", "_text_model_": "_"}
-
 
 # ---- reading ----
 
@@ -37,8 +32,9 @@ def load_foreign(path: str | Path, sd: StableDiffusion, words: dict[str, str] | 
     """Read another tool's file, or the folder that it is in, as a concept of this model; what it is, the file tells.
 
     words: {"<v>": "cat"}: a new name, and the class noun, for each word in the file, in its order.  By default the
-    file's names, in lower case and brackets, and "object".
-    Raises ValueError if it is none of the kinds above, a pickle that holds more than tensors, or of another model.
+    file's names, in lower case and brackets, and no noun.
+    Raises ValueError if it is none of the kinds above, a pickle that holds more than tensors, of another model, or if a
+    number is not finite.
     """
     path = Path(path).expanduser()
     if (path / "model_index.json").is_file():
@@ -48,42 +44,49 @@ def load_foreign(path: str | Path, sd: StableDiffusion, words: dict[str, str] | 
     content, note = _read(path)
     if note.get("format") == FORMAT:
         raise ValueError(f"path: expected another tool's file, got one of this course: load_concept reads {path}")
+    lora_files.refuse_other_adapters(content, path)
     if "emb_params" in content or isinstance(content.get("string_to_param"), dict):
-        embedding = content["emb_params"] if "emb_params" in content else content["string_to_param"].get("*")
-        return _concept(sd, {content.get("name") or path.stem: embedding}, {}, words, path)
+        named = content["string_to_param"] if "string_to_param" in content else {"*": content["emb_params"]}
+        name = str(content.get("name") or path.stem)  # "*" is what such files call any word
+        return _concept(sd, {name if key == "*" else key: rows for key, rows in named.items()}, {}, words, path)
     if isinstance(content.get("unet"), dict):
         weights, relative = _delta(content, sd)
-        return _concept(sd, content.get("modifier_token") or {}, weights, words, path, relative)
+        return _concept(sd, content.get("modifier_token") or {}, weights, words, path, relative=relative)
     if any("custom_diffusion" in key for key in content):
         weights = {f"unet.{key.replace('.processor.', '.').replace('_custom_diffusion', '')}": value
                    for key, value in content.items() if torch.is_tensor(value) and value.numel()}  # fmt: skip
         return _concept(sd, _words_beside(path), weights, words, path)
-    if any(LORA_KEY.fullmatch(key) for key in content):
-        return _lora(content, note, sd, words, path)
+    if any(lora_files.LORA_KEY.fullmatch(key) for key in content):
+        tensors, rank = lora_files.read(content, note, sd, path)
+        return _concept(sd, {}, tensors, words, path, relative=rank is None, rank=rank)
     if content and all(torch.is_tensor(v) and v.ndim in (1, 2) and "." not in key for key, v in content.items()):
         return _concept(sd, content, {}, words, path)
     raise ValueError(f"path: expected {WORDS}, {CUSTOM}, {LORA}, {DELTA}, an embedding or a pipeline folder, got "
-                     f"{path} with {', '.join(map(repr, list(content)[:3])) or 'nothing in it'}")  # fmt: skip
+                     f"{path} with {few(map(repr, content)) or 'nothing in it'}")  # fmt: skip
 
 
 def _main_file(path: Path) -> Path:
     if path.is_file():
         return path
-    names = [name for known in (CUSTOM, LORA, WORDS) for name in (known, known.replace("safetensors", "bin"))]
-    for name in (*names, DELTA):
-        if (path / name).is_file():
-            return path / name
-    raise ValueError(f"path: expected a file, or a folder with one of {', '.join((*names, DELTA))} or a "
-                     f"model_index.json, got {path}")  # fmt: skip
+    for known in (CUSTOM, LORA, PEFT, WORDS, DELTA):
+        for name in (known, known.replace("safetensors", "bin")):
+            if (path / name).is_file():
+                return path / name
+    raise ValueError(f"path: expected a file, or a folder with one of {CUSTOM}, {LORA}, {PEFT}, {WORDS} (or .bin), "
+                     f"{DELTA} or model_index.json, got {path}")  # fmt: skip
 
 
 def _read(path: Path) -> tuple[dict, dict]:
     """What is in a file, and its metadata."""
+    check_pointer(path)
     try:
-        if path.suffix == ".safetensors":
+        with open(path, "rb") as file:
+            safe = path.suffix.lower() == ".safetensors" or file.read(9)[8:] == b"{"
+        if safe:
             with safe_open(path, "pt") as file:
                 return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([nn.ParameterDict]):  # a bag of tensors, in the first Textual Inversion
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(f"path: expected tensors only, but {path} is damaged or holds code that would run on opening; "
                          "ask its maker for a safetensors file") from error  # fmt: skip
@@ -91,7 +94,8 @@ def _read(path: Path) -> tuple[dict, dict]:
         raise ValueError(f"path: expected a safetensors or torch file, but {path} cannot be read ({error})") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise ValueError(f"path: expected named tensors, got {type(content).__name__} in {path}")
-    return content, {}
+    return {key: vars(value).get("_parameters") if isinstance(value, nn.ParameterDict) else value
+            for key, value in content.items()}, {}  # fmt: skip
 
 
 def _words_beside(path: Path) -> dict[str, Tensor]:
@@ -104,21 +108,25 @@ def _words_beside(path: Path) -> dict[str, Tensor]:
     return found
 
 
-def _concept(sd: StableDiffusion, rows: dict, weights: dict, words: dict[str, str] | None, path: Path,
+def _concept(sd: StableDiffusion, rows: dict, weights: dict, words: dict[str, str] | None, path: Path, *,
              relative: bool = False, rank: int | None = None) -> Concept:  # fmt: skip
     """Words and weights of a file, checked against the model.  relative: weights were computed from the model's own."""
     width = sd.text_encoder.get_input_embeddings().weight.shape[1]
     shapes = {token: tuple(getattr(row, "shape", ())) for token, row in rows.items()}
-    if any(len(shape) not in (1, 2) or shape[-1] != width or 0 in shape for shape in shapes.values()):
-        raise ValueError(f"path: expected words of {width} numbers for {sd.name!r}, got {shapes} in {path}")
+    wrong = {token: s for token, s in shapes.items() if len(s) not in (1, 2) or s[-1] != width or 0 in s}
+    if wrong:
+        raise ValueError(f"path: expected words of {width} numbers for {sd.name!r}, got "
+                         f"{few(f'{token} {shape}' for token, shape in wrong.items())} in {path}")  # fmt: skip
     if rank is None:
         _check(weights, sd, path)
-    words = words or dict.fromkeys((_token(token) for token in rows) if rows else [""], "object")
+    words = words or dict.fromkeys((_token(token) for token in rows) if rows else [""], "")
     if len(words) != max(len(rows), 1):
-        raise ValueError(f"words: expected a name and a noun for each of {list(rows) or 'one subject'}, got {words}")
+        raise ValueError(f"words: expected a name and a noun for each of {few(map(repr, rows)) or 'one subject'}, got "
+                         f"{few(words.items())}")  # fmt: skip
     stacks = [row.detach().float().reshape(-1, width) for row in rows.values()]
     tensors = {"tokens": torch.cat(stacks)} if rows else {}
     tensors |= {name: value.detach().float() for name, value in weights.items()}
+    check_finite(tensors, path)
     tokens, nouns = list(words), list(words.values())
     about = {"token": tokens[0], "noun": nouns[0], "tokens": tokens[: len(rows)], "nouns": nouns[: len(rows)],
              "rows": [name for token, stack in zip(tokens, stacks) for name in rows_of(token, len(stack))]}  # fmt: skip
@@ -140,7 +148,7 @@ def _method(weights: dict, sd: StableDiffusion) -> str:
 
 
 def _check(weights: dict[str, Tensor], sd: StableDiffusion, path: Path) -> None:
-    have = parameters(sd)
+    have = formats.parameters(sd)
     shapes = {name: tuple(getattr(value, "shape", ())) for name, value in weights.items()}
     wrong = [name for name, shape in shapes.items() if name not in have or have[name].shape != shape]
     if wrong:
@@ -153,23 +161,23 @@ def _check(weights: dict[str, Tensor], sd: StableDiffusion, path: Path) -> None:
 
 def _delta(content: dict, sd: StableDiffusion) -> tuple[dict[str, Tensor], bool]:
     """Weights of a delta.bin, and whether it is compressed: an entry {"u", "v"} is a change u v of the model's own."""
-    have = parameters(sd)
-    names = {_flat(name): name for name in have}
+    have = formats.parameters(sd)
+    names = {lora_files.flat(name): name for name in have}
     weights = {f"unet.{name}": value for name, value in content["unet"].items()}
     for name, value in content.get("text_encoder", {}).items():
-        name = names.get(_flat(f"text_encoder.{name}"))
+        name = names.get(lora_files.flat(f"text_encoder.{name}"))
         if name is not None:  # the rows of new words stand under modifier_token
             value = value[: len(have[name])] if name.endswith("token_embedding.weight") else value
             weights |= {} if _same(value.float(), have[name]) else {name: value}
     thin = {name.removesuffix(".weight"): (value["v"].float(), value["u"].float())
             for name, value in weights.items() if isinstance(value, dict) and value.keys() == {"u", "v"}}  # fmt: skip
-    return weights | folded(thin, sd), bool(thin)
+    return weights | formats.folded(thin, sd), bool(thin)
 
 
 def _difference(folder: Path, sd: StableDiffusion) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """New words, and the weights in which a model differs from the base by more than the rounding to half precision."""
-    other, base = load(folder, "cpu", torch.float32), parameters(sd)
-    weights, rows = parameters(other), {}
+    other, base = load(folder, "cpu", torch.float32), formats.parameters(sd)
+    weights, rows = formats.parameters(other), {}
     table, known = other.text_encoder.get_input_embeddings().weight, len(sd.tokenizer)
     if len(table) > known:
         name = next(name for name, value in weights.items() if value.data_ptr() == table.data_ptr())
@@ -192,66 +200,3 @@ def _same(value: Tensor, base: Tensor) -> bool:
     if value.shape != base.shape:
         return False
     return torch.equal(value.to(base.dtype), base) or torch.equal(value, base.half().float())
-
-
-# ---- LoRA ----
-
-
-def _lora(content: dict, note: dict, sd: StableDiffusion, words: dict | None, path: Path) -> Concept:
-    """Thin matrices with their scale multiplied in; for layers that ours leaves alone, the weights they amount to."""
-    pairs = _scaled_pairs(content, json.loads(note.get("lora_adapter_metadata") or "{}"), sd, path)
-    if not all(_ours(layer, down) for layer, (down, _) in pairs.items()):
-        return _concept(sd, {}, folded(pairs, sd), words, path, relative=True)
-    rank, tensors = max(len(down) for down, _ in pairs.values()), {}
-    for layer, (down, up) in pairs.items():  # zeros fill up to one rank
-        tensors[f"{layer}.lora.down"] = nn.functional.pad(down, (0, 0, 0, rank - len(down)))
-        tensors[f"{layer}.lora.up"] = nn.functional.pad(up, (0, rank - len(down)))
-    return _concept(sd, {}, tensors, words, path, rank=rank)
-
-
-def _scaled_pairs(content: dict, settings: dict, sd: StableDiffusion, path: Path) -> dict:
-    """{"unet.<layer>": (A, scale B)}.  Raises ValueError for a tensor that fits no layer."""
-    have = parameters(sd)
-    layers = {_flat(name.removesuffix(".weight")): name.removesuffix(".weight") for name in have}
-    halves, alphas, unknown = {}, {}, []
-    for key, value in content.items():
-        match = LORA_KEY.fullmatch(key)
-        layer = layers.get(_flat(match[1] if match else key.removesuffix(".alpha")))
-        if match and layer and value.ndim == have[f"{layer}.weight"].ndim:
-            halves.setdefault(layer, {})[match[2].replace("A", "down").replace("B", "up")] = value.float()
-        elif layer and key.endswith(".alpha"):
-            alphas[layer] = float(value)
-        else:
-            unknown.append(key)
-    for layer, half in halves.items():
-        shape, (down, up) = have[f"{layer}.weight"].shape, (half.get("down"), half.get("up"))
-        if down is None or up is None or down.shape[1:] != shape[1:] or up.shape[:2] != (shape[0], len(down)):
-            unknown.append(layer)
-    if unknown:
-        raise ValueError(f"path: expected LoRA of this model {sd.name!r}, got {len(unknown)} tensors in {path} that "
-                         f"fit none of its layers, such as {unknown[0]}; load the model it was trained on")  # fmt: skip
-    return {layer: (half["down"], half["up"] * _scale(layer, len(half["down"]), alphas, settings))
-            for layer, half in halves.items()}  # fmt: skip
-
-
-def _scale(layer: str, rank: int, alphas: dict[str, float], settings: dict) -> float:
-    """alpha / r, where alpha stands beside the matrices (kohya), in the metadata (peft), or is r as none is given."""
-    part, _, name = layer.partition(".")
-    patterns = settings.get(f"{part}.alpha_pattern") or {}
-    matching = [value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", name)]
-    alpha = alphas.get(layer) or next(iter(matching), settings.get(f"{part}.lora_alpha", rank))
-    return alpha / (rank**0.5 if settings.get(f"{part}.use_rslora") else rank)
-
-
-def _flat(name: str) -> str:
-    """One spelling for a layer: files have dots or underscores, CLIP's older layout, and older names of processors."""
-    name = name.replace(".", "_")
-    for old, new in SPELLINGS.items():
-        name = name.replace(old, new)
-    name = re.sub("to_out$", "to_out_0", name)
-    return name if name.startswith(("unet_", "text_encoder_")) else f"unet_{name}"
-
-
-def _ours(layer: str, down: Tensor) -> bool:
-    """Whether the LoRA of this course has this layer too."""
-    return down.ndim == 2 and layer.endswith(lora.LAYERS[layer.partition(".")[0]])
