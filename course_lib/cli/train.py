@@ -296,7 +296,7 @@ def loop(args, sd, recipe, state, done):
                     losses.clear()
                 if args.sample_every and (step % args.sample_every == 0 or step == steps):
                     path = args.out.with_name(f"{args.out.stem}.step{step:05d}.png")
-                    prompts = fill_placeholder(args.prompts or ["a photo of a {}"], recipe.method, recipe.about)
+                    prompts = fill_placeholder(args.prompts or ["a photo of a {}"], recipe)
                     write_grid(path, draw(sd, prompts, 4, w=None, steps=25, seed=args.seed), 4)
                 if asked.is_set() and step < steps:
                     return step
@@ -357,7 +357,7 @@ def tell_end(args, state, seconds):
 def new_scenes(args, recipe):
     """What the grid at the end shows: the prompts that were given, or the subjects in turn in four scenes."""
     if args.prompts:
-        return fill_placeholder(args.prompts, recipe.method, recipe.about)
-    names = [fill_placeholder(["{}"], recipe.method, dict(token=token, noun=noun))[0]
-             for token, noun in zip(args.token, args.class_noun, strict=True)]  # fmt: skip
+        return fill_placeholder(args.prompts, recipe)
+    method = METHODS[recipe.method]
+    names = [method.name(token, noun) for token, noun in zip(args.token, args.class_noun, strict=True)]
     return [f"a photo of a {names[k % len(names)]} {scene}" for k, scene in enumerate(SCENES)]
