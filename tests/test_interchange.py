@@ -603,7 +603,8 @@ def test_what_is_none_of_these_is_refused(sd, tmp_path, case):
 @pytest.mark.parametrize("harmful", [
     Harmful(), {"<v>": Harmful()}, OrderedDict(a=Harmful()),
     {"string_to_param": torch.nn.ModuleDict({"a": torch.nn.Linear(1, 32)})},
-], ids=["alone", "in a dict", "in an ordered dict", "a module"])  # fmt: skip
+    {"string_to_param": torch.nn.ParameterDict({"*": Harmful()})},
+], ids=["alone", "in a dict", "in an ordered dict", "a module", "in a dict of parameters"])  # fmt: skip
 def test_a_pickle_that_runs_something_is_refused(sd, tmp_path, capsys, harmful):
     torch.save(harmful, tmp_path / "rex.pt")
     with pytest.raises(ValueError, match=r"expected tensors only, but .* holds code that would run"):
