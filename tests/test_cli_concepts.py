@@ -14,7 +14,7 @@ from PIL import Image
 from tiny import FULL_SIZE, TINY
 
 from course_lib import personalize
-from course_lib.cli import drawing
+from course_lib.cli import drawing, train
 from course_lib.cli import main as command_line
 from course_lib.latent.registry import fingerprint
 from course_lib.latent.stable_diffusion import StableDiffusion, load
@@ -225,6 +225,18 @@ def test_what_cannot_be_merged_is_said_before_captions_are_asked_for(world, tmp_
     concepts = [value for name in ["cat_lora.safetensors", *others] for value in ("--concept", world / name)]
     message = error_of(capsys, "merge", *concepts, "--out", tmp_path / "x.safetensors")
     assert message.startswith("concept: expected two or more, all of custom-diffusion or all of lora, got lora")
+
+
+def test_two_subjects_have_words_that_differ_in_more_than_a_number(world):
+    """A prompt's <v> is written out as <v> <v>_1, so the second would be a row of the first, already in training."""
+    args = SimpleNamespace(method="custom-diffusion", token=["<v>", "<v>_1"], class_noun=["cat", "tiger"])
+    sd = load(world / "model", "cpu")
+    with pytest.raises(
+        ValueError, match=r"^token: expected words that .* since <v>_1 is also the name of a row of <v>"
+    ):
+        train.check_words(args, sd)
+    args.token = ["<v1>", "<v2>"]
+    train.check_words(args, sd)
 
 
 # ---- numbers ----

@@ -180,6 +180,10 @@ def check_words(args, sd):
             raise ValueError(f"token: expected a rare word, such as sks, got {token!r}")
         if not free and (trouble := token_trouble(sd.tokenizer, token)):
             raise ValueError(f"token: {trouble}")
+        word = token.rstrip("0123456789").removesuffix("_")
+        if token != word and word in args.token:
+            raise ValueError(f"token: expected words that differ in more than a number, since {token} is also the name "
+                             f"of a row of {word}; choose another")  # fmt: skip
     for noun in args.class_noun:
         found = words(sd.tokenizer, noun)
         if not found:
