@@ -7,39 +7,30 @@ import math
 import re
 from pathlib import Path
 
+from course_lib.cli import drawing
+
 
 def sample(args):
-    from course_lib.cli.drawing import (
-        PICTURES,
-        check_out,
-        draw,
-        fill_placeholder,
-        note_unknown_words,
-        subjects,
-        write_grid,
-    )
     from course_lib.personalization.concept import applied
 
     if args.count < 1:
         raise ValueError(f"count: expected a whole number of at least 1, got {args.count}")
     if args.w is not None and not math.isfinite(args.w):
         raise ValueError(f"w: expected a finite number, got {args.w}")
-    if not 0 <= args.seed < 2**63:
-        raise ValueError(f"seed: expected a whole number from 0 to 2^63 - 1, got {args.seed}")
-    check_out(args, PICTURES, folder=True)
+    drawing.check_out(args, drawing.PICTURES, folder=True)
     sd, concepts = open_concepts(args)
-    prompts = fill_placeholder(args.prompt or ["a photo of a {}"], *concepts)
-    note_unknown_words(sd, prompts, [token for one in concepts for token, _ in subjects(one)])
+    prompts = drawing.fill_placeholder(args.prompt or ["a photo of a {}"], *concepts)
+    drawing.note_unknown_words(sd, prompts, [token for one in concepts for token, _ in drawing.subjects(one)])
     with applied(sd, *concepts):
-        images = draw(sd, prompts, args.count, w=args.w, steps=args.steps, seed=args.seed)
+        images = drawing.draw(sd, prompts, args.count, w=args.w, steps=args.steps, seed=args.seed)
     if args.out.suffix:
-        write_grid(args.out, images, args.count)
+        drawing.write_grid(args.out, images, args.count)
         print(f"wrote {args.out}; its rows: {'; '.join(prompts)}")
         return 0
     for k, image in enumerate(images.split(1)):
         row, column = divmod(k, args.count)
         label = re.sub(r"\W+", "-", prompts[row]).strip("-")[:60]
-        write_grid(args.out / f"{row + 1:02d}_{label}_{column + 1}.png", image, 1)
+        drawing.write_grid(args.out / f"{row + 1:02d}_{label}_{column + 1}.png", image, 1)
     print(f"wrote {len(images)} pictures into {args.out}")
     return 0
 
@@ -86,11 +77,10 @@ def is_ours(path):
 def merge(args):
     import torch
 
-    from course_lib.cli.drawing import check_out, human_size, subjects
     from course_lib.personalization.concept import check_base, save_concept
     from course_lib.personalization.merge import merge_concepts, mix_loras
 
-    check_out(args, (".safetensors",))
+    drawing.check_out(args, (".safetensors",))
     sd, concepts = open_concepts(args, torch.float32)
     methods = [concept.method.replace("_", "-") for concept in concepts]
     if len(methods) < 2 or set(methods) not in ({"lora"}, {"custom-diffusion"}):
@@ -103,8 +93,8 @@ def merge(args):
     else:
         merged = merge_concepts(sd, concepts, ordinary_sentences(args, sd))
     save_concept(args.out, merged)
-    words = ", ".join(name for _, name in subjects(merged)) or "that their makers say"
-    print(f"wrote {args.out} ({human_size(args.out)}) with the words {words}")
+    words = ", ".join(name for _, name in drawing.subjects(merged)) or "that their makers say"
+    print(f"wrote {args.out} ({drawing.human_size(args.out)}) with the words {words}")
 
 
 def ordinary_sentences(args, sd):
@@ -121,19 +111,17 @@ def ordinary_sentences(args, sd):
 def compress(args):
     import torch
 
-    from course_lib.cli.drawing import check_out, human_size
     from course_lib.personalization.concept import save_concept
     from course_lib.personalization.merge import compressed
 
-    check_out(args, (".safetensors",))
+    drawing.check_out(args, (".safetensors",))
     sd, (concept,) = open_concepts(args, torch.float32)
-    before = human_size(args.concept)
+    before = drawing.human_size(args.concept)
     save_concept(args.out, compressed(sd, concept, args.keep), torch.float16 if args.half else None)
-    print(f"wrote {args.out} ({human_size(args.out)}; {args.concept} had {before})")
+    print(f"wrote {args.out} ({drawing.human_size(args.out)}; {args.concept} had {before})")
 
 
 def info(args):
-    from course_lib.cli.drawing import human_size
     from course_lib.personalization.concept import LICENCE, load_concept
 
     ours = is_ours(args.concept)
@@ -142,7 +130,7 @@ def info(args):
     about = {key: value for key, value in concept.about.items() if value not in (None, "", [], [""])}
     rows = {"file": f"{args.concept}, {kind}", "method": concept.method.replace("_", "-"), "model": concept.base,
             **{key.replace("_", " "): value for key, value in (about | concept.settings).items()},
-            "size": human_size(concept.bytes), "tensors": len(concept.tensors), "licence": LICENCE}  # fmt: skip
+            "size": drawing.human_size(concept.bytes), "tensors": len(concept.tensors), "licence": LICENCE}  # fmt: skip
     for key, value in rows.items():
         print(f"{key:22} {', '.join(map(str, value)) if isinstance(value, list) else value}")
     for name, value in list(concept.tensors.items())[: None if args.all else 5]:
@@ -152,10 +140,9 @@ def info(args):
 def export(args):
     import torch
 
-    from course_lib.cli.drawing import check_out
     from course_lib.personalization.interchange import export as files
 
-    check_out(args, folder=True)
+    drawing.check_out(args, folder=True)
     sd, (concept,) = open_concepts(args, torch.float32)
     folder = files.export(concept, args.out, sd)
     print(f"wrote {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
