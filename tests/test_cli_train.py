@@ -4,8 +4,8 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
-from command import make_world, run, train_options, trained
 from filelock import FileLock
+from personalize_command import make_world, run, train_options, trained
 from PIL import Image
 
 from course_lib.cli import drawing

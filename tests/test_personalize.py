@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from command import make_world, run, train_options, trained
+from personalize_command import make_world, run, train_options, trained
 from PIL import Image
 from safetensors.torch import load_file
 from tiny import FULL_SIZE, TINY
