@@ -121,7 +121,10 @@ def test_other_pictures_are_refused(tmp_path, script):
     arrays = dict(np.load(data))
     arrays["train_images"][5, 0, 0, 0] ^= 1
     np.savez(data, **arrays)
-    with pytest.raises(ValueError, match=r"^data: .*state.pt was written with CIFAR-10 \w{16}, got CIFAR-10 \w{16}; "):
+    with pytest.raises(
+        ValueError,
+        match=r"^data: .*state.pt was written with Pictures of data\.npz \w+, got Pictures of data\.npz \w+; ",
+    ):
         script("ddpm_cifar10", options(data, out, 2))
 
 
@@ -145,7 +148,9 @@ def test_the_script_ships_what_it_averaged_and_draws(tmp_path, script):
         torch.testing.assert_close(value, averaged[name].half().float(), rtol=0, atol=0)
     note = json.loads((ship / "provenance.json").read_text())
     assert (
-        note["made_by"] == "training/ddpm_cifar10.py" and note["steps"] == 3 and note["data"] == "CIFAR-10 (data.npz)"
+        note["made_by"] == "training/ddpm_cifar10.py"
+        and note["steps"] == 3
+        and note["data"] == "Pictures of data.npz (data.npz)"
     )
     kept = "schedule T batch_size lr ema precision minutes device threads torch date weighting last_losses files"
     assert set(kept.split()) | {"seed", "started_from"} <= set(note) and len(note["last_losses"]) == 3
