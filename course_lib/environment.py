@@ -1,10 +1,10 @@
-"""Where things are, how large a run this machine is given, and the few helpers that every part needs.
+"""Paths, profile, device and precision of this machine, and the few helpers that every part needs.
 
 Explained in: notebooks/00_start_here.ipynb, section "Your machine".
 
-COURSE_PROFILE is smoke, cpu or gpu: `smoke` proves that every cell runs, `cpu` is for a laptop, `gpu` for CUDA or MPS.
-COURSE_CACHE is the folder for what can be made again (default ~/.cache/personalization-course).
-COURSE_PRECISION is float32, bfloat16 or float16: it replaces the measured choice of `precision`.
+COURSE_PROFILE is smoke, cpu or gpu: `smoke` checks that every cell runs, `cpu` is for a laptop, `gpu` for CUDA or MPS.
+COURSE_CACHE is the folder for files that can be made again (default ~/.cache/personalization-course).
+COURSE_PRECISION is float32, bfloat16 or float16: it overrides the measured choice of `precision`.
 """
 
 from __future__ import annotations
@@ -81,12 +81,12 @@ def _accelerator() -> str | None:
 
 
 def on_cpu() -> bool:
-    """Whether there is no accelerator. With `Accelerator(cpu=on_cpu())` several CPU processes find each other."""
+    """Whether there is no accelerator. `Accelerator(cpu=on_cpu())` can then join several CPU processes."""
     return _accelerator() is None
 
 
 def device_name() -> str:
-    """What this machine computes with, for the record beside a figure: "CPU, 2 cores" or the name of the GPU."""
+    """The name of the hardware, to record beside a measured number: "CPU, 2 cores" or the name of the GPU."""
     import torch
 
     if torch.cuda.is_available():
@@ -108,8 +108,8 @@ def usable_cores() -> int:
 def precision(on: torch.device) -> tuple[str, str]:
     """The dtype in which this device computes fastest, and the reason: ("bfloat16", "a forward pass takes ...").
 
-    On a CPU both are timed once and the result is kept in the cache folder: a CPU's own flags do not tell, since some
-    that have bfloat16 instructions are slower with them. COURSE_PRECISION replaces the choice.
+    On a CPU, float32 and bfloat16 are timed once, and the times are saved in the cache folder: some CPUs that have
+    bfloat16 instructions are slower with them. COURSE_PRECISION overrides the choice.
     Raises ValueError if COURSE_PRECISION is not float32, bfloat16 or float16.
     """
     import torch
@@ -141,7 +141,7 @@ def _cpu_times() -> dict[str, float]:
         known = json.loads(path.read_text(encoding="utf-8"))
     if set(known.get(host, {})) != {"float32", "bfloat16"}:
         known[host] = _time_forward_passes()
-        with contextlib.suppress(OSError), write_whole(path) as temporary:  # a cache is not needed
+        with contextlib.suppress(OSError), write_whole(path) as temporary:  # works without the file too
             temporary.write_text(json.dumps(known, indent=1), encoding="utf-8")
     return known[host]
 
@@ -154,7 +154,7 @@ def _cpu_model() -> str:
 
 
 def _time_forward_passes(rounds: int = 7) -> dict[str, float]:
-    """Time one residual block and one linear layer of the sizes that the course's UNets have, in turn in each dtype."""
+    """Time a residual block and a linear layer, as large as those of the course's UNets, in each dtype in turn."""
     import torch
     from torch import nn
 
@@ -170,13 +170,13 @@ def _time_forward_passes(rounds: int = 7) -> dict[str, float]:
                 network, inputs = network.to(dtype), x.to(dtype)
                 start = time.perf_counter()
                 network(inputs)
-                if k > 0:  # the first pass of a dtype also sets things up
+                if k > 0:  # the first pass in each dtype includes setup
                     best[name] = min(best[name], 1000 * (time.perf_counter() - start))
     return best
 
 
 def mixed_precision(on: torch.device) -> str:
-    """`precision` by accelerate's name: bf16, fp16, or "no"."""
+    """`precision` under accelerate's name: bf16, fp16, or "no"."""
     return PRECISIONS[precision(on)[0]]
 
 
@@ -212,10 +212,10 @@ def from_uint8(images: Tensor | np.ndarray) -> Tensor:
 
 @contextlib.contextmanager
 def write_whole(path: str | Path) -> Iterator[Path]:
-    """Write a file whole or not at all: the block gets another name to write to, which is renamed at its end.
+    """Write a file whole or not at all: the block writes a temporary file, which is renamed at the end of the block.
 
-    The folder is made if it is missing. After an error, or a kill, the old file is still there. Each process has a
-    temporary file of its own; those that killed processes left are removed.
+    The folder is made if it is missing. After an error, or a kill, the old file is still there. Each process has its
+    own temporary file; files left by killed processes are removed.
     """
     import psutil
 

@@ -14,8 +14,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-# The hues of Okabe & Ito 2008, which stay apart for colour-blind readers, some of them darker than theirs:
-# a line needs a contrast of 3:1 on white (WCAG 2.1, 1.4.11). The first three do most of the work.
+# The hues of Okabe & Ito 2008, which colour-blind readers can tell apart. Some are darker than in the paper:
+# a line needs a contrast of 3:1 on white (WCAG 2.1, 1.4.11). The first three are used most.
 BLUE, ORANGE, GREEN, PINK = "#005A9C", "#CC8000", "#00875F", "#CC79A7"
 SKY, RED, BLACK = "#3D9BD3", "#B83A00", "#000000"
 PALETTE = (BLUE, ORANGE, GREEN, PINK, SKY, RED, BLACK)
@@ -40,7 +40,7 @@ def use_style() -> None:
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
-    """(N, C, H, W) in [-1, 1], or uint8, to (N, H, W, 3) uint8. Numbers outside [-1, 1] are cut off."""
+    """(N, C, H, W) in [-1, 1], or uint8, to (N, H, W, 3) uint8. Numbers outside [-1, 1] are clipped."""
     images = images.detach().cpu()
     if images.ndim == 3:
         images = images[None]
@@ -52,7 +52,7 @@ def to_uint8(images: Tensor) -> np.ndarray:
 
 
 def montage(images: Tensor, columns: int, gap: int = 2) -> np.ndarray:
-    """One picture of many, `columns` in a row, `gap` white pixels between. (N, C, H, W) to (H', W', 3) uint8."""
+    """Join images into one: `columns` in a row, `gap` white pixels between. (N, C, H, W) to (H', W', 3) uint8."""
     tiles = to_uint8(images)
     N, H, W, _ = tiles.shape
     rows = -(-N // columns)
@@ -74,7 +74,7 @@ def grid(
     """A labelled grid of images.
 
     images: (N, C, H, W) in [-1, 1] or uint8, row by row.  columns: images in a row.  tile: inches per image.
-    row_labels, column_labels: one text per row, per column, or none.  Returns the figure; `show` displays it.
+    row_labels, column_labels: one text per row or column, or none.  Returns the figure; `show` displays it.
     Raises ValueError if the number of labels is not that of the rows or columns.
     """
     rows = -(-len(images) // columns)
@@ -106,10 +106,10 @@ def curves(columns: int = 1, width: float = 5.0, height: float = 3.2):
 
 
 def show(fig: Figure, alt: str, dpi: int = 100) -> None:
-    """Display a figure and the sentence that says what it shows, for readers who cannot see it. Closes the figure.
+    """Display a figure with its alt text, a sentence for readers who cannot see it. Closes the figure.
 
-    The sentence is the alt text in the picture's metadata, which the HTML pages of the course use. JupyterLab and
-    GitHub do not, so it follows the picture once more, folded up. Raises ValueError if it is empty.
+    The HTML pages of the course take the alt text from the picture's metadata. JupyterLab and GitHub do not, so the
+    same sentence also follows the picture, folded up. Raises ValueError if it is empty.
     """
     from IPython.display import Image, display
 

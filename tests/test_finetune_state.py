@@ -208,7 +208,7 @@ def test_a_state_of_another_precision_is_refused(sd, tmp_path):
     (lambda path: torch.save([1, 2], path), "is damaged"),
     (lambda path: edit_state(path, lambda state: state.pop("optimizer")), "is incomplete"),
     (lambda path: edit_state(path, lambda state: state["params"].clear()), "is damaged"),
-    (lambda path: edit_state(path, lambda state: state.pop("data")), "does not say which pictures it was trained on"),
+    (lambda path: edit_state(path, lambda state: state.pop("data")), "has no record of the pictures it was trained on"),
 ], ids=["cut", "other", "list", "no optimizer", "no params", "no hashes"])  # fmt: skip
 def test_a_state_that_is_damaged_or_without_hashes_is_one_sentence(sd, tmp_path, harm, message):
     path = tmp_path / "state.pt"

@@ -541,7 +541,7 @@ def test_what_can_not_be_merged_is_refused(sd, concepts):
                 concepts[0],
                 replace(concepts[1], tensors={k: v for k, v in concepts[1].tensors.items() if k != "tokens"}),
             ],
-            r"^concepts: expected a word in each, but number 2 has none; it may be in a file that stood beside it",
+            r"^concepts: expected a word in each, but number 2 has none; it may be in a file beside it",
         ),
     ]:
         with pytest.raises(ValueError, match=message):

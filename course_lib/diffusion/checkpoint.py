@@ -19,7 +19,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 def save(model: nn.Module, folder: str | Path, provenance: dict, dtype: torch.dtype = torch.float16) -> None:
     """Write a model with a `config` attribute: weights in `dtype`, config.json, and provenance.json beside them.
 
-    provenance: how it was made and what it reached; the SHA-256 of the weights is added.
+    provenance: how the model was made and how well it does; the SHA-256 of the weights is added.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

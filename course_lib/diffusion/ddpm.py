@@ -39,10 +39,10 @@ def predict_x0(xt: Tensor, t: Tensor | int, eps_hat: Tensor, schedule: Schedule)
 
 
 def eps_from_v(xt: Tensor, t: Tensor | int, v: Tensor, schedule: Schedule) -> Tensor:
-    """The noise that a prediction of v = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x_0 amounts to.
+    """The noise that follows from a prediction of v = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x_0.
 
     eps = sqrt(1 - alpha_bar_t) x_t + sqrt(alpha_bar_t) v.  Source: Salimans & Ho 2022, appendix D.
-    Shapes as in q_sample; computed in the precision of x_t, as half precision would blur the noise.
+    Shapes as in q_sample; computed in the precision of x_t, since half precision is too coarse.
     Derived in: notebooks/01_ddpm_training.ipynb, section "The network, piece by piece".
     """
     alpha_bar = schedule.at(t, xt)
@@ -50,7 +50,7 @@ def eps_from_v(xt: Tensor, t: Tensor | int, v: Tensor, schedule: Schedule) -> Te
 
 
 def posterior(x0: Tensor, xt: Tensor, t: int, schedule: Schedule, s: int | None = None) -> tuple[Tensor, float]:
-    """Where the image was one step earlier, if both ends are known: a Gaussian.
+    """q(x_s | x_t, x_0), the Gaussian of the image one step earlier, given both ends.
 
     mean = sqrt(alpha_bar_{t-1}) beta_t / (1 - alpha_bar_t) x_0
          + sqrt(alpha_t) (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t) x_t
@@ -85,7 +85,7 @@ def loss_per_picture(
     weighting: "eps" is the paper's; "v" divides a picture's error by alpha_bar_t: an error in the clean image then
     weighs about the same at all times (it is the loss on v of Salimans & Ho 2022, appendix D); "min_snr" multiplies it
     by min(SNR, 5) / SNR, SNR = alpha_bar_t / (1 - alpha_bar_t) (Hang et al. 2023, section 3.4, gamma = 5).
-    mask: (B, 1, H, W) of 0 and 1: only places with 1 count, and the mean is over them; no mask may be all 0.
+    mask: (B, 1, H, W) of 0 and 1: only places with 1 count, and the mean is over them; a mask must not be all 0.
     Derived in: notebooks/01_ddpm_training.ipynb, section "Algorithm 1".
     """
     if weighting not in ("eps", "v", "min_snr"):
@@ -124,9 +124,9 @@ def simple_loss(
 
 
 def step_generator(seed: int, *numbers: int, on: torch.device | str = "cpu") -> torch.Generator:
-    """The random numbers of one training step: they follow from a seed, the process and the step, from no history.
+    """A generator for one training step, which depends only on a seed and on numbers such as process and step.
 
-    The numbers are hashed, because torch's CPU generator looks at the low 32 bits of a seed only.
+    The numbers are hashed, because torch's CPU generator uses only the low 32 bits of a seed.
     """
     key = np.random.SeedSequence([seed, *numbers]).generate_state(1)[0]
     return torch.Generator(device=on).manual_seed(int(key))

@@ -10,7 +10,7 @@ from course_lib.diffusion.ddpm import EpsModel
 
 
 def drop_condition(label: Tensor, null: int, p: float, generator: torch.Generator | None = None) -> Tensor:
-    """Replace each label by "no label" with probability p, so that one network learns both.
+    """Replace each label by "no label" with probability p, so that one network learns both models.
 
     label: (B,) ints.  null: the number that means "no label".  p: in [0, 1]; the paper uses 0.1 to 0.2.
     Returns (B,) ints.  Source: Ho & Salimans 2021, Algorithm 1.
@@ -23,10 +23,10 @@ def drop_condition(label: Tensor, null: int, p: float, generator: torch.Generato
 
 
 def combine(eps_uncond: Tensor, eps_cond: Tensor, w: float) -> Tensor:
-    """eps_tilde = eps_uncond + w (eps_cond - eps_uncond): walk from "any image" through "this class" and beyond.
+    """eps_tilde = eps_uncond + w (eps_cond - eps_uncond): extrapolate from "any image" past "this class".
 
     w = 0 ignores the condition, w = 1 is the plain conditional model (no guidance), w > 1 exaggerates.
-    Source: Ho & Salimans 2021, Eq. 6; the paper's w is ours minus 1.
+    Source: Ho & Salimans 2021, Eq. 6; the paper's w is ours minus 1, and ours is diffusers' guidance_scale.
     Derived in: notebooks/03_classifier_free_guidance.ipynb, section "The guided noise".
     """
     return eps_uncond + w * (eps_cond - eps_uncond)
@@ -36,8 +36,8 @@ def guided(model, label: Tensor, w: float, negative: Tensor | None = None) -> Ep
     """An eps model that draws `label` with guidance scale w.
 
     model: callable (xt, t, label) -> eps_hat, like UNet; its `num_classes` is the number that means "no label".
-    label: (B,) ints.  negative: (B,) labels to walk away from instead of "no label".
-    At w = 1 the condition alone is evaluated, at w = 0 the other side alone: half the work. Otherwise both run as one
+    label: (B,) ints.  negative: (B,) labels to steer away from instead of "no label".
+    At w = 1 only the condition is evaluated, at w = 0 only the other side: half the work. Otherwise both run as one
     batch.  Raises ValueError if the network was not trained with labels.
     Derived in: notebooks/03_classifier_free_guidance.ipynb, section "The guided noise".
     """

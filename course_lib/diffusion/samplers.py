@@ -3,7 +3,7 @@
 Derived in: notebooks/02_ddpm_sampling.ipynb.
 
 Every sampler has one signature, (eps_model, x_T, schedule, steps, *, clip, generator), and yields (t, xt, x0_hat): the
-time just left, the image after the step, and the network's estimate of the clean image. The last xt is the sample; the
+time before the step, the image after it, and the network's estimate of the clean image. The last xt is the sample; the
 ones before are its trajectory. All numbers taken from the schedule are Python floats on the CPU, so a step only queues
 work for the device and never waits for it.
 """
@@ -22,7 +22,7 @@ Steps = Iterator[tuple[int, Tensor, Tensor]]
 @torch.no_grad()
 def ddpm(eps_model: EpsModel, x_T: Tensor, schedule: Schedule, steps: int | None = None, *,
          clip: bool = True, generator: torch.Generator | None = None) -> Steps:  # fmt: skip
-    """Algorithm 2: estimate the clean image, step to the posterior's mean, add its noise; T times.
+    """Algorithm 2: estimate the clean image, step to the posterior's mean, add noise of its variance; T times.
 
     x_{t-1} ~ N(mean(x0_hat, x_t), beta_t (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t)).
     Source: Ho et al. 2020, Algorithm 2 with the smaller of its two variances; fewer steps as in DDIM at eta = 1.
@@ -50,8 +50,8 @@ def ddim(eps_model: EpsModel, x_T: Tensor, schedule: Schedule, steps: int = 50, 
 
     x_s = sqrt(abar_s) x0_hat + sqrt(1 - abar_s - v) eps_hat + sqrt(v) z,
     v = eta^2 (1 - abar_s) / (1 - abar_t) (1 - abar_t / abar_s).  Source: Song et al. 2021, Eq. 12 and 16.
-    eta: 0 is deterministic, 1 is Algorithm 2.  Other arguments as in `ddpm`; with clip, eps_hat is made to agree
-    with the clipped estimate.
+    eta: 0 is deterministic, 1 is Algorithm 2.  Other arguments as in `ddpm`; with clip, eps_hat is computed
+    again from the clipped estimate.
     Derived in: notebooks/02_ddpm_sampling.ipynb, section "DDIM".
     """
     if not 0 <= eta <= 1:
@@ -79,10 +79,10 @@ def heun(eps_model: EpsModel, x_T: Tensor, schedule: Schedule, steps: int = 25, 
 
     With x' = x_t / sqrt(alpha_bar_t) and sigma_t as time, DDIM is Euler's method on dx'/dsigma = eps_theta.
     Heun's method: x'_s = x'_t + (sigma_s - sigma_t) (eps_hat(t) + eps_hat(s)) / 2.
-    Source: Karras et al. 2022, Algorithm 1 (without churn).  Two evaluations a step but the last, which is Euler's.
+    Source: Karras et al. 2022, Algorithm 1 (without churn).  Two evaluations per step; one in the last, an Euler step.
     Arguments as in `ddpm`; it is deterministic, so `generator` is not used.
     Differs from the paper: the times are DDIM's, evenly spaced in t, not in a power of sigma. The first steps in sigma
-    are then so long that with few of them the plain DDIM can do better: measure before choosing.
+    are then long, so that with few steps DDIM can do better: measure before choosing.
     Derived in: notebooks/02_ddpm_sampling.ipynb, section "A better solver".
     """
     times = schedule.times(steps)

@@ -2,8 +2,8 @@
 
 Derived in: notebooks/01_ddpm_training.ipynb, section "From a picture to noise".
 
-Everything that diffusion needs to know about noise is one row of numbers, alpha_bar[0..T]. Nothing else is stored;
-beta and alpha are differences of it. `alpha_bar` always has DDPM's meaning (the DDIM paper writes it alpha).
+The whole schedule is one row of numbers, alpha_bar[0..T]. Nothing else is stored; alpha, beta and sigma are computed
+from it. `alpha_bar` always has DDPM's meaning (the DDIM paper writes it alpha).
 """
 
 import math
@@ -29,7 +29,7 @@ class Schedule:
         alpha_bar = torch.as_tensor(alpha_bar, dtype=torch.float64, device="cpu")
         if alpha_bar.ndim != 1 or len(alpha_bar) < 2 or alpha_bar[0] != 1:
             raise ValueError(f"alpha_bar: expected a row of T + 1 numbers that starts with 1, got {alpha_bar}")
-        if not ((alpha_bar.diff() < 0).all() and (alpha_bar > 0).all()):  # so worded, NaN is refused too
+        if not ((alpha_bar.diff() < 0).all() and (alpha_bar > 0).all()):  # in this form, NaN is refused too
             raise ValueError("alpha_bar: expected numbers that fall with t and stay above 0, got some that do not")
         if spacing not in ("leading", "trailing"):
             raise ValueError(f"spacing: expected 'leading' or 'trailing', got {spacing!r}")
@@ -73,9 +73,9 @@ class Schedule:
         return self._on(like.device, dtype)[t].reshape(-1, *[1] * (like.ndim - 1))
 
     def times(self, steps: int) -> list[int]:
-        """Which times a sampler visits: `steps` of 1..T, evenly spaced and falling; the step after the last goes to 0.
+        """The times that a sampler visits: `steps` of 1..T, evenly spaced and falling. From the last, it steps to 0.
 
-        spacing "leading", DDIM's choice:  t_i = 1 + floor(T / steps) * i, from the last i to 0: it ends at t = 1.
+        spacing "leading", DDIM's choice:  t_i = 1 + floor(T / steps) * i, i = steps - 1 ... 0: it ends at t = 1.
         spacing "trailing":  t_i = round(T - i T / steps): it starts at t = T, at pure noise.
         Source: Lin et al. 2024, Table 2 (names and formulas; both as diffusers counts them, plus 1).
         Raises ValueError unless 1 <= steps <= T.
@@ -104,7 +104,7 @@ def scaled_linear(
 
 
 def cosine(T: int = 1000, s: float = 0.008, beta_max: float = 0.999, spacing: str = "leading") -> Schedule:
-    """alpha_bar falls like cos^2.  Source: Nichol & Dhariwal 2021, Eq. 17, with beta clipped at 0.999 as there."""
+    """alpha_bar falls like cos^2.  Source: Nichol & Dhariwal 2021, Eq. 17; the paper also clips beta at 0.999."""
     f = torch.cos((torch.linspace(0, 1, T + 1, dtype=torch.float64) + s) / (1 + s) * math.pi / 2) ** 2
     return _from_beta((1 - f[1:] / f[:-1]).clamp(max=beta_max), spacing)
 

@@ -20,7 +20,7 @@ from course_lib.environment import from_uint8, on_cpu
 
 
 class EMA:
-    """An exponential moving average of the weights: the last weights are noisy, their average draws better.
+    """An exponential moving average of the weights, which gives better pictures than the noisy last weights.
 
     shadow <- d shadow + (1 - d) weights.  Source: Ho et al. 2020, appendix B (d = 0.9999 over 800,000 steps).
     Differs from the paper: d grows as (1 + n) / (10 + n) up to `decay`, so that a short run is averaged too.
@@ -48,7 +48,7 @@ def random_batch(
     images: Tensor, labels: Tensor | None, count: int, generator: torch.Generator, *,
     flip: bool = True, num_classes: int | None = None, p_drop: float = 0.1,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """Draw `count` images, half of them mirrored, with their labels, some of them dropped.
+    """Draw a batch: `count` images, half of them mirrored, and their labels, some of them dropped.
 
     images: (N, C, H, W) uint8, on the generator's device.  labels: (N,) ints on it, or None.  num_classes: the label
     that stands for "no label".  p_drop: share of the labels that are dropped (Ho & Salimans 2021, Algorithm 1).
@@ -74,7 +74,7 @@ class Training:
 
     images: (N, C, H, W) uint8.  labels: (N,) ints or None.  total_steps: where the learning rate reaches 0 after
     falling over the last `cooldown` share of the steps; None keeps it constant.  p_drop: share of labels dropped.
-    weighting: of the loss, see `simple_loss`.  `ema.model` holds the averaged weights: draw with it.
+    weighting: of the loss, see `simple_loss`.  `ema.model` holds the averaged weights: sample with it.
     """
 
     def __init__(
@@ -107,14 +107,14 @@ class Training:
         self.step = 0
 
     def learning_rate(self, step: int) -> float:
-        """Rises over `warmup` steps, stays, and falls in a straight line to 0 over the last `cooldown` share."""
+        """It rises over `warmup` steps, stays constant, and falls linearly to 0 over the last `cooldown` share."""
         rate = min(1.0, step / self.warmup) if self.warmup else 1.0
         if self.total_steps:
             rate = min(rate, max(0.0, (self.total_steps - step) / (self.cooldown * self.total_steps)))
         return self.lr * rate
 
     def steps(self, count: int) -> Iterator[tuple[int, Tensor]]:
-        """Train `count` steps; yields (step, loss) after each. The loss stays on the device: read it now and then."""
+        """Train `count` steps; yields (step, loss) after each. The loss stays on the device: read it rarely."""
         for _ in range(count):
             self.step += 1
             generator = step_generator(self.seed, self.accelerator.process_index, self.step, on=self.images.device)

@@ -1,10 +1,10 @@
-"""A UNet that predicts the noise in an image, written to be read.
+"""A small UNet that predicts the noise in an image.
 
 Derived in: notebooks/01_ddpm_training.ipynb, section "The network, piece by piece".
 
-The shape is the one of Ho et al. 2020 (appendix B): residual blocks that get the time, self-attention at a
-middle resolution, a path down, a path up, and a skip connection from every block down to its twin up. Two optional
-inputs prepare what comes later: a class label (notebook 03) and text features (notebook 05).
+The architecture follows Ho et al. 2020 (appendix B): residual blocks that get the time, self-attention at a middle
+resolution, a path down, a path up, and a skip connection from every block down to its counterpart up. Two optional
+inputs are for later notebooks: a class label (03) and text features (05).
 """
 
 import math
@@ -87,7 +87,7 @@ class Attention(nn.Module):
 
 
 class Stage(nn.Module):
-    """One residual block, then self-attention and cross-attention where they are wanted."""
+    """One residual block, then self-attention and cross-attention, where asked for."""
 
     def __init__(self, in_channels, out_channels, emb_dim, attention=False, context_dim=None, dropout=0.0):
         super().__init__()
@@ -112,12 +112,12 @@ class UNet(nn.Module):
     Differs from the paper: smaller; every block zero-initialised; averaging instead of strided convolution.
 
     channels: width at each resolution, from the full one down.  blocks: residual blocks per resolution.
-    attention: for each resolution, whether its blocks attend.  num_classes: None for no label input.
-    context_dim: width of the text features, None for no text input.  patch: cut the picture into patch x patch squares
-    first, each a pixel with patch^2 times the channels: at 2, all work is done at half the resolution.
-    schedule: the name of the noise schedule (linear, cosine, scaled_linear) gives the network a shortcut around itself,
-    eps_hat = sqrt(1 - alpha_bar_t) x_t + sqrt(alpha_bar_t) v_hat, so that it need not copy the noise through all its
-    layers (Salimans & Ho 2022, appendix D: what the layers then predict is v); None: the layers predict eps alone.
+    attention: for each resolution, whether its blocks have attention.  num_classes: None for no label input.
+    context_dim: width of the text features, None for no text input.  patch: first fold patch x patch pixels into one
+    pixel with patch^2 times the channels: at 2, all work is done at half the resolution.
+    schedule: the name of the noise schedule (linear, cosine, scaled_linear): the layers then predict v, and
+    eps_hat = sqrt(1 - alpha_bar_t) x_t + sqrt(alpha_bar_t) v_hat (Salimans & Ho 2022, appendix D), so that the layers
+    need not copy the noise from input to output.  None: the layers predict eps.
     Raises ValueError if the sizes do not fit together.
     """
 
@@ -146,7 +146,7 @@ class UNet(nn.Module):
         self.schedule = by_name(schedule) if schedule else None
         emb_dim = 4 * channels[0]
         self.time_mlp = nn.Sequential(nn.Linear(channels[0], emb_dim), nn.SiLU(), nn.Linear(emb_dim, emb_dim))
-        # One row per class, and a last one for "no label": the condition that guidance drops to.
+        # One row per class, and a last one for "no label", which guidance needs.
         self.label_embedding = nn.Embedding(num_classes + 1, emb_dim) if num_classes else None
 
         self.conv_in = nn.Conv2d(in_channels * patch**2, channels[0], 3, padding=1)

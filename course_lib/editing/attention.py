@@ -1,9 +1,9 @@
-"""Attention made visible and changeable: every softmax of a UNet passes through a function of yours.
+"""Read and change attention: every softmax of a UNet passes through a function of yours.
 
 Derived in: notebooks/06_stable_diffusion.ipynb, section "Where each word looks".
 
-Fast attention never writes its probabilities down. Inside `attention_hook` they are computed step by step instead, so
-that they can be looked at or replaced; afterwards the network is what it was.
+Fast attention does not store its probabilities. Inside `attention_hook` they are computed step by step instead, so
+that they can be read or replaced; afterwards the network is as before.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ from course_lib.latent import text
 from course_lib.latent.stable_diffusion import StableDiffusion
 
 Hook = Callable[[Tensor, str, bool], Tensor]
-PLAIN = (ap.AttnProcessor, ap.AttnProcessor2_0, ap.SlicedAttnProcessor, ap.XFormersAttnProcessor)  # they agree
+PLAIN = (ap.AttnProcessor, ap.AttnProcessor2_0, ap.SlicedAttnProcessor, ap.XFormersAttnProcessor)  # equal results
 
 
 @contextmanager
@@ -27,8 +27,8 @@ def attention_hook(unet: nn.Module, fn: Hook) -> Iterator[None]:
     probs = softmax(Q K^T / sqrt(d)): (B, heads, Q, K) float32, rows summing to 1, Q = h * w latents of the layer, K = L
     tokens in cross-attention (is_cross), else Q.  layer: dotted name, "down_blocks.0.attentions.0....attn2".
     fn returns probs or another tensor of that shape.  Hooks may be nested: the outer function comes first.
-    However the block ends, the processors from before come back.  The whole (Q, K) table is kept: in Stable Diffusion 1
-    at 512 pixels half a gigabyte for each picture in the largest layer.
+    The old processors are restored, also after an error.  The whole (Q, K) table is stored: half a gigabyte for each
+    picture in the largest layer of Stable Diffusion 1 at 512 pixels.
     Raises ValueError if there is no attention layer, if one is not plain attention, or if fn returns another shape.
     Derived in: notebooks/06_stable_diffusion.ipynb, section "Where each word looks".
     """
@@ -49,7 +49,7 @@ def attention_hook(unet: nn.Module, fn: Hook) -> Iterator[None]:
 
 
 class _Hooked:
-    """An attention processor of diffusers that writes its softmax down and passes it through functions."""
+    """An attention processor of diffusers that computes its softmax and passes it through functions."""
 
     def __init__(self, layer: str, hooks: list[Hook]):
         self.layer, self.hooks = layer, hooks
@@ -85,15 +85,15 @@ class _Hooked:
 
 
 def _is_special(attn: ap.Attention) -> bool:
-    """Whether a layer does more than _Hooked can: none of Stable Diffusion 1 does."""
+    """Whether a layer has options that _Hooked does not support; in Stable Diffusion 1 none has."""
     more = (attn.spatial_norm, attn.norm_cross, attn.norm_q, attn.norm_k, attn.added_kv_proj_dim)
     return any(part is not None for part in more)
 
 
 class AttentionMaps:
-    """A function for `attention_hook` that only looks: the mean of the cross-attention at one resolution.
+    """A function for `attention_hook` that only reads: the mean of the cross-attention at one resolution.
 
-    side: of the layers' latents, (side, side); layers of another size are not looked at.
+    side: of the layers' latents, (side, side); layers of another size are ignored.
     Derived in: notebooks/06_stable_diffusion.ipynb, section "Where each word looks".
     """
 
@@ -107,7 +107,7 @@ class AttentionMaps:
         return probs
 
     def mean(self) -> Tensor:
-        """(B, L, side, side): how much each latent looks at each token; over tokens it sums to 1.
+        """(B, L, side, side): the attention of each latent to each token; it sums to 1 over the tokens.
 
         Raises ValueError if no layer of this size was seen.
         """
@@ -118,11 +118,11 @@ class AttentionMaps:
 
 def word_maps(sd: StableDiffusion, prompt: str, x_T: Tensor | None = None, *, side: int = 16, w: float = 7.5,
               steps: int = 25, seed: int = 0) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
-    """Draw a prompt and see where each of its words was looked at, averaged over steps, heads and layers of one size.
+    """Draw a prompt and map the attention to each of its words, averaged over steps, heads and layers of one size.
 
     x_T: (B, C, h, w), the pictures' starting noise; None is one picture from `seed`.  The other arguments are those of
-    `sd.sample`.  Returns the pictures (B, 3, H, W) and {word: (B, side, side)}, the sum over the word's tokens (and
-    places, if it stands twice): the share of attention it got there.  Maps of the side that walks away do not count.
+    `sd.sample`.  Returns the pictures (B, 3, H, W) and {word: (B, side, side)}, the share of attention there, summed
+    over the word's tokens (and its places, if it occurs twice).  The maps of the negative prompt are left out.
     Raises ValueError if the UNet has no cross-attention at `side`, or at w = 0, where the prompt is not read.
     Derived in: notebooks/06_stable_diffusion.ipynb, section "Where each word looks".
     """

@@ -1,9 +1,9 @@
-"""Where models come from: one table of names, with pinned revisions, hashes, licences, mirrors and what suits each.
+"""The base models: one table of names, with pinned revisions, hashes, licences, mirrors and default settings.
 
 Used by: notebooks/06_stable_diffusion.ipynb, section "The parts".
 
-Ids on the hub do vanish: Stable Diffusion 1.5 left its first address in 2024. So an address stands here and nowhere
-else. Only an entry with a `repo` is ever looked up on the network, and what was downloaded once is used as it is.
+Ids on the hub can vanish: Stable Diffusion 1.5 lost its first one in 2024. So all ids are in this file. Only an entry
+with a `repo` is looked up on the network, and a model that was downloaded before is used as it is.
 """
 
 import re
@@ -22,15 +22,15 @@ TIMEOUT = 5  # seconds to wait for the hub's first answer
 
 
 class ModelUnavailable(ConnectionError):
-    """A model is neither on this machine nor to be had from the hub; the message says what to do."""
+    """A model is not on this machine and cannot be downloaded; the message says what to do."""
 
 
 @dataclass(frozen=True)
 class Defaults:
-    """What suits a base model; the values are those of Stable Diffusion 1.
+    """Settings that suit a base model; the values below are for Stable Diffusion 1.
 
-    settings: the key of the SETTINGS of each method of personalization.  guidance: w.  prior_steps: DDIM steps of a
-    class picture of DreamBooth.  augment: whether Custom Diffusion also shows a subject small and zoomed in.
+    settings: the key in the SETTINGS of each method.  guidance: w (guidance_scale).  prior_steps: DDIM steps for each
+    of DreamBooth's class images.  augment: whether Custom Diffusion also trains on a subject small and zoomed in.
     half_training: train in the device's fastest precision.  toybox_world: the model was trained on the Toybox world:
     the renderer draws more of its training pictures, and its tokenizer has every word of their captions.
     """
@@ -43,16 +43,16 @@ class Defaults:
     toybox_world: bool = False
 
 
-# guidance: most nouns are drawn at 5, with the least colour lost.  prior_steps: a training has to end in a minute.
-# augment: at 64 pixels a small picture keeps too little of a subject.
+# guidance: at 5 the judge recognises most nouns, with least colour error.  prior_steps: training should take a minute.
+# augment: at 64 pixels a small picture shows too little of a subject.
 TOYBOX = Defaults("toybox", guidance=5.0, prior_steps=12, augment=False, half_training=True, toybox_world=True)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One model: a folder on this machine, or a hub id with everything that is known about it.
+    """One model: a folder on this machine, or a hub id with its details.
 
-    sha256: path -> digest, checked after a download for each file listed.  size: of the download, in words.
+    sha256: path -> digest of the files to check after a download.  size: of the download, in words.
     resolution: the side of its pictures in pixels.  defaults: the settings that suit it.
     """
 
@@ -108,7 +108,7 @@ MODELS = {
 
 
 def resolve(name: str | Path) -> Entry:
-    """Which model a name means: an entry of MODELS, a folder on this machine, or a hub id such as "owner/model".
+    """Find the model of a name: an entry of MODELS, a folder on this machine, or a hub id such as "owner/model".
 
     Raises ValueError if it is none of these.
     """
@@ -116,13 +116,13 @@ def resolve(name: str | Path) -> Entry:
         return MODELS[name]
     if name and Path(name).is_dir():
         known = [entry for entry in MODELS.values() if entry.folder and Path(name).resolve() == entry.folder.resolve()]
-        if known:  # the shipped folder by its path is the same model: its name chooses what suits it
+        if known:  # the shipped folder, given by its path, gets the same defaults
             return known[0]
         return Entry(name=str(name), folder=Path(name))
     if str(name).lower().endswith((".safetensors", ".ckpt")):
         raise ValueError(
-            f"name: expected a folder in diffusers' format, but {name} is a single file; write a folder of it once, "
-            f'with network: StableDiffusionPipeline.from_single_file("{name}").save_pretrained("FOLDER")'
+            f"name: expected a folder in diffusers' format, but {name} is a single file; convert it once, while "
+            f'online: StableDiffusionPipeline.from_single_file("{name}").save_pretrained("FOLDER")'
             if Path(name).is_file() else f"name: expected a model, but there is no file {name}"
         )  # fmt: skip
     if isinstance(name, str) and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
@@ -133,9 +133,9 @@ def resolve(name: str | Path) -> Entry:
 def fetch(entry: Entry, half: bool = False) -> Path:
     """The folder of a model on this machine; a hub model is downloaded once (safetensors, json and txt files only).
 
-    half: take the fp16 files where a repository has them: half the download.  If the id is gone from the hub the
-    mirrors are tried. Raises ModelUnavailable if there is no network or no id left, FileNotFoundError if the Toybox
-    weights are not there, ValueError for an incomplete folder or for a file with another SHA-256 than the registry's.
+    half: take the fp16 files if a repository has them: half the download.  If the id is gone from the hub, the mirrors
+    are tried.  Raises ModelUnavailable without a network or if all ids are gone, FileNotFoundError if the Toybox
+    weights are missing, ValueError for an incomplete folder or a file whose SHA-256 is not the registry's.
     """
     if entry.folder is not None:
         return _complete(entry)
@@ -149,11 +149,11 @@ def fetch(entry: Entry, half: bool = False) -> Path:
             return folder
     for repo, revision in sources:
         try:
-            model_info(repo, revision=revision, timeout=TIMEOUT)  # one question first: a download would ask six times
+            model_info(repo, revision=revision, timeout=TIMEOUT)  # one request first: a download makes six
             folder = Path(snapshot_download(repo, revision=revision, etag_timeout=TIMEOUT, **_files(half)))
         except (RepositoryNotFoundError, RevisionNotFoundError, DisabledRepoError):
             continue
-        except Exception as error:  # every HTTP library has its own: no name server, no route, a proxy, a time-out
+        except Exception as error:  # no name server, no route, a proxy, a time-out: HTTP libraries raise many kinds
             missing = "not on this machine" if entry.name in MODELS else "no folder here, nor a model downloaded before"
             raise ModelUnavailable(
                 f"{repo} ({entry.size}) is {missing}, and the hub did not answer "
@@ -164,10 +164,10 @@ def fetch(entry: Entry, half: bool = False) -> Path:
             return folder
         if half:  # a repository without fp16 files
             return fetch(entry)
-        raise ValueError(f"name: expected a repository with safetensors in {', '.join(WEIGHTS)}, {repo} has not all")
+        raise ValueError(f"name: expected a repository with safetensors in {', '.join(WEIGHTS)}, {repo} lacks some")
     if entry.name not in MODELS:
         raise ModelUnavailable(
-            f"{entry.name} is neither a folder here nor a model on the hub, or the hub wants a login for it; check how "
+            f"{entry.name} is neither a folder here nor a model on the hub, or the hub needs a login for it; check how "
             'it is written, or use "toybox"'
         )
     tried = ", ".join(repo for repo, _ in sources)
@@ -178,7 +178,7 @@ def fetch(entry: Entry, half: bool = False) -> Path:
 
 
 def check_pointer(path: str | Path) -> None:
-    """Raise a ValueError if a file is only the note that Git LFS leaves in the place of a large file."""
+    """Raise a ValueError if a file is only the pointer that Git LFS leaves in place of a large file."""
     with open(path, "rb") as file:
         if file.read(64).startswith(b"version https://git-lfs"):
             raise ValueError(f"path: {path} is a pointer of Git LFS, not the file itself; run `git lfs pull` in its "
@@ -186,7 +186,7 @@ def check_pointer(path: str | Path) -> None:
 
 
 def variant(folder: Path, half: bool = False) -> str | None:
-    """The `variant` that from_pretrained needs for a folder: "fp16" if those files are there and wanted, or alone."""
+    """The `variant` that from_pretrained needs: "fp16" if such files are there and wanted, or are the only ones."""
     return "fp16" if _weights(folder / "unet", True) and (half or not _weights(folder / "unet", False)) else None
 
 
@@ -200,14 +200,14 @@ def fingerprint(sd) -> Tensor:
 
 
 def same_model(ours: Tensor, theirs: Tensor) -> bool:
-    """Whether two fingerprints are of one model: half precision rounds, so nearly all numbers have to agree."""
+    """Whether two fingerprints are of one model: nearly all numbers agree, as half precision rounds them."""
     return (
         ours.shape == theirs.shape and torch.isclose(ours, theirs.float(), rtol=0.02, atol=1e-3).float().mean() > 0.95
     )
 
 
 def _files(half: bool) -> dict[str, list[str]]:
-    """Which files of a repository: the three networks' weights, the tokenizer, and all settings; nothing pickled."""
+    """The files to download: the three networks' weights, the tokenizer, and all settings; no pickles."""
     settings = ["model_index.json", "scheduler/*.json", "tokenizer/*.json", "tokenizer/*.txt"]
     ends = ["*.json", "*.fp16*.safetensors" if half else "*.safetensors"]
     unwanted = ["*.non_ema*"] if half else ["*.non_ema*", "*.fp16*"]
@@ -243,9 +243,9 @@ def _check(entry: Entry, folder: Path) -> None:
     for path, expected in entry.sha256.items():
         file = folder / path
         if file.is_file() and sha256(file) != expected:
-            file.resolve().unlink()  # in the hub's cache a snapshot is made of links
+            file.resolve().unlink()  # the file behind the link in the hub's cache
             file.unlink(missing_ok=True)
             raise ValueError(
-                f"name: {path} of {entry.name} has another SHA-256 than the registry: it was damaged on the way, or "
-                "changed at its source; it has been deleted, so try again"
+                f"name: {path} of {entry.name} has another SHA-256 than the registry: the download is damaged, or the "
+                "source has changed; the file has been deleted, so try again"
             )

@@ -2,8 +2,8 @@
 
 Derived in: notebooks/06_stable_diffusion.ipynb, sections "The parts" and "The loop".
 
-The three networks come from diffusers and transformers; what runs between them is this course's own code. Outside the
-networks everything is float32: only they compute in `dtype`. This is the one file that loads parts of diffusers.
+The three networks come from diffusers and transformers; the code that joins them is this course's own. Only the
+networks compute in `dtype`; the rest is float32. This is the only file that loads diffusers' models.
 """
 
 import copy
@@ -32,10 +32,10 @@ SHORT_OF_MEMORY = 8 * 2**30  # bytes free on a GPU
 class StableDiffusion:
     """The parts of a latent diffusion model, and the calls that join them.
 
-    vae, unet, text_encoder, tokenizer: as diffusers and transformers make them; they are frozen and set to evaluation.
+    vae, unet, text_encoder, tokenizer: as diffusers and transformers make them; they are frozen, in evaluation mode.
     noise: the settings of a diffusers scheduler (beta_schedule, beta_start, ...); the default is Stable Diffusion 1's.
-    Attributes: these parts, `schedule`, `device`, `dtype`, `name`, `source`, the folder that it was read from, and
-    `defaults`, the settings that suit it.
+    Attributes: these parts, `schedule`, `device`, `dtype`, `name`, `source` (the folder that it was read from) and
+    `defaults` (the settings that suit it).
     Raises ValueError for a noise schedule or a prediction type that this course does not use.
     Derived in: notebooks/06_stable_diffusion.ipynb, section "The parts".
     """
@@ -59,11 +59,11 @@ class StableDiffusion:
         self.device = torch.device(device or self.device)
         self.dtype = dtype or self.dtype
         for part in (self.vae, self.unet, self.text_encoder):
-            nn.Module.to(part, self.device, self.dtype)  # diffusers' own `to` warns of float32 modules: none here
+            nn.Module.to(part, self.device, self.dtype)  # diffusers' own `to` warns of float32 modules
         return self
 
     def autocast(self) -> torch.autocast:
-        """In half precision, layers whose weights are being trained stay float32 and still compute in `dtype`."""
+        """In half precision, weights that are trained stay float32, and their layers still compute in `dtype`."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype in (torch.bfloat16, torch.float16))
 
     @property
@@ -73,21 +73,21 @@ class StableDiffusion:
 
     @property
     def weighting(self) -> str:
-        """Which loss of `loss_per_picture` is the mean square error of what this network predicts: "eps" or "v"."""
+        """The weighting of `loss_per_picture` that gives this network's own mean square error: "eps" or "v"."""
         return "eps" if self.noise_settings["prediction_type"] == "epsilon" else "v"
 
     @property
     def factor(self) -> int:
-        """How many pixels of a picture's side one latent stands for: 8 in Stable Diffusion 1."""
+        """Pixels per latent along a side, diffusers' vae_scale_factor: 8 in Stable Diffusion 1."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     @property
     def resolution(self) -> int:
-        """The side of the pictures that the model was trained on: 512 for Stable Diffusion 1, 64 for Toybox."""
+        """The side of the training pictures in pixels: 512 for Stable Diffusion 1, 64 for the Toybox model."""
         return self.unet.config.sample_size * self.factor
 
     def encode_prompt(self, prompts: str | list[str] | Tensor) -> Tensor:
-        """Features of prompts: (B, L, D) float32. Features, mixed by hand perhaps, pass through as they are.
+        """Features of prompts (prompt embeddings): (B, L, D) float32. Features are returned as given.
 
         Derived in: notebooks/06_stable_diffusion.ipynb, section "The parts".
         """
@@ -123,7 +123,7 @@ class StableDiffusion:
         return self.vae.decode(z.to(self.dtype)).sample.to(self.working_dtype).clamp(-1, 1)
 
     def unet_eps(self, zt: Tensor, t: Tensor | int, features: Tensor) -> Tensor:
-        """eps_hat of the UNet at our t in 1..T; its own times are 0-based, so it gets t - 1, here and nowhere else.
+        """eps_hat of the UNet at our t in 1..T; diffusers counts from 0, so it gets t - 1, here and nowhere else.
 
         A network that predicts v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) z_0, as the Toybox model and Stable
         Diffusion 2 do, is converted: eps = sqrt(1 - alpha_bar) z_t + sqrt(alpha_bar) v (Salimans & Ho 2022).
@@ -150,8 +150,8 @@ class StableDiffusion:
                negative: str | list[str] | Tensor = "") -> EpsModel:  # fmt: skip
         """(zt, t) -> eps_neg + w (eps_cond - eps_neg), both sides in one batch; at w = 1 and w = 0 only one side.
 
-        negative: what to walk away from, a prompt for all or one each, or features; "" is plain guidance.
-        Source: Ho & Salimans 2021, Eq. 6, with `guidance.combine`'s w.
+        negative: negative prompts, one for all or one each, or features; "" is plain guidance.
+        Source: Ho & Salimans 2021, Eq. 6, with `guidance.combine`'s w, diffusers' guidance_scale.
         Derived in: notebooks/06_stable_diffusion.ipynb, sections "The loop" and "Negative prompts".
         """
         features, against = self.encode_prompt(prompts), self.encode_prompt(negative)
@@ -159,9 +159,9 @@ class StableDiffusion:
 
     def noise(self, count: int, generator: torch.Generator | None = None, *, seed: int | None = None,
               size: int | None = None) -> Tensor:  # fmt: skip
-        """x_T ~ N(0, I): (count, C, h, w) float32, drawn on the CPU, so that a seed means one picture on every device.
+        """x_T ~ N(0, I): (count, C, h, w) float32, drawn on the CPU, so that a seed gives one picture on all devices.
 
-        generator: on the CPU; or a seed.  size: the picture's side in pixels (default: what the model was trained for).
+        generator: on the CPU; or a seed.  size: the picture's side in pixels (default: `resolution`).
         """
         if seed is not None:
             generator = torch.Generator().manual_seed(seed)
@@ -172,10 +172,10 @@ class StableDiffusion:
     def sample(self, prompts: str | list[str] | Tensor, *, w: float = 7.5, steps: int = 25,
                negative: str | list[str] | Tensor = "", seed: int = 0, sampler=samplers.ddim, eta: float = 0.0,
                x_T: Tensor | None = None, batch: int = 8) -> Tensor:  # fmt: skip
-        """Images (B, 3, H, W) in [-1, 1] for prompts: noise, guided, a sampler without clipping, decode.
+        """Images (B, 3, H, W) in [-1, 1] for prompts: draw noise, run a sampler with guidance, decode.
 
-        seed: of the starting noise, if x_T is not given, and of the noise of a step.  x_T: (B, C, h, w), for N prompts
-        B / N pictures each.  sampler, eta: of `samplers`, eta for ddim only.  batch: pictures at a time.
+        w: guidance_scale.  steps: num_inference_steps.  seed: of all noise.  x_T: (B, C, h, w), the starting noise, for
+        N prompts B / N pictures each.  sampler: of `samplers`; eta: for ddim only.  batch: pictures at a time.
         Derived in: notebooks/06_stable_diffusion.ipynb, section "The loop".
         """
         features = self.encode_prompt(prompts)
@@ -194,8 +194,8 @@ class StableDiffusion:
     def to_pipeline(self) -> StableDiffusionPipeline:
         """The same model, sharing these parts, as a stock diffusers pipeline that draws the same pictures.
 
-        The pictures are equal where steps divides T: otherwise diffusers' DDIM takes t - floor(T / steps) for the time
-        to go to, which is not quite the one that it visits next.
+        The pictures are equal if steps divides T: otherwise diffusers' DDIM steps to t - floor(T / steps), which is not
+        exactly the time that it visits next.
         """
         scheduler = DDIMScheduler(
             **self.noise_settings, clip_sample=False, set_alpha_to_one=True, steps_offset=1, timestep_spacing="trailing"
@@ -206,9 +206,9 @@ class StableDiffusion:
         )  # fmt: skip
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float16, max_shard_size: str = "10GB") -> None:
-        """Write a folder that `load` and stock diffusers open: safetensors in `dtype`, in files up to a size.
+        """Write a folder that `load` and stock diffusers open: safetensors in `dtype`, at most `max_shard_size` a file.
 
-        Raises ValueError if new tokens are attached: they are not part of the format, and would be lost in silence.
+        Raises ValueError if new tokens are attached: they are not part of the format, and would be lost silently.
         """
         if not isinstance(self.text_encoder.get_input_embeddings(), nn.Embedding):
             raise ValueError("text_encoder: expected one without new tokens; detach them first, and save their rows")
@@ -216,16 +216,16 @@ class StableDiffusion:
         saved = StableDiffusion(**parts, tokenizer=self.tokenizer, noise=self.noise_settings)
         pipe = saved.to("cpu", dtype).to_pipeline()
         pipe.save_pretrained(folder, safe_serialization=True, max_shard_size=max_shard_size)
-        # transformers opens a model in the dtype of its file, diffusers in float32: a pipeline needs one for all.
+        # transformers opens a model in the dtype of its file, diffusers in float32: a pipeline needs one dtype.
         config = Path(folder) / "text_encoder" / "config.json"
         config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": "float32"}, indent=2) + "\n")
 
 
 def load(name: str | Path = "toybox", device: torch.device | str | None = None, dtype: torch.dtype | None = None, *,
          low_memory: bool | None = None) -> StableDiffusion:  # fmt: skip
-    """Read a model: "toybox", "sd15", a folder in diffusers' format, or a hub id; only the hub ones use the network.
+    """Read a model: "toybox", "sd15", a folder in diffusers' format, or a hub id; only hub models use the network.
 
-    device: default `environment.device()`.  dtype: default float32, on CUDA bfloat16 or, on older GPUs, float16.
+    device: default `environment.device()`.  dtype: default float32; on CUDA bfloat16, or float16 on older GPUs.
     low_memory: compute attention in slices and the autoencoder in tiles; by default on MPS, and on a GPU with less
     than 8 GiB free.  Raises what `registry.resolve` and `registry.fetch` raise.
     Derived in: notebooks/06_stable_diffusion.ipynb, section "The parts".
@@ -256,7 +256,7 @@ def load(name: str | Path = "toybox", device: torch.device | str | None = None, 
 
 @contextmanager
 def _no_progress_bars() -> Iterator[None]:
-    """The libraries' "loading weights" bars last for a moment on the screen, but for ever in a saved notebook."""
+    """Hide the libraries' "loading weights" bars, which would stay in a saved notebook."""
     shown = [log for log in (diffusers_logging, transformers_logging) if log.is_progress_bar_enabled()]
     for log in shown:
         log.disable_progress_bar()

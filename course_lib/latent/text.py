@@ -1,4 +1,4 @@
-"""From a prompt to the features that the UNet attends to, and new words beside the ones a text encoder knows.
+"""From a prompt to the features that the UNet attends to; and new words (placeholder tokens) for a text encoder.
 
 Derived in: notebooks/05_latent_diffusion.ipynb, section "CLIP in miniature".
 """
@@ -17,7 +17,7 @@ def tokenize(tokenizer, prompts: str | list[str]) -> Tensor:
     """Cut prompts into sub-words and number them: start, sub-words, end, then padding up to the encoder's length.
 
     Returns (B, L) ids.  Warns if a prompt is too long, and names what is left out.
-    Raises ValueError unless there is a prompt, and all are strings.
+    Raises ValueError if there is no prompt, or one is not a string.
     Derived in: notebooks/06_stable_diffusion.ipynb, section "The parts".
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
@@ -36,7 +36,7 @@ def tokenize(tokenizer, prompts: str | list[str]) -> Tensor:
 
 
 def expand(tokenizer, prompt: str) -> str:
-    """Write out a new word of several vectors: "<v>" becomes "<v> <v>_1 <v>_2", as diffusers' pipelines do it."""
+    """Write out a new word of several vectors: "<v>" becomes "<v> <v>_1 <v>_2", as diffusers' pipelines do."""
     added = tokenizer.get_added_vocab()
 
     def write_out(match: re.Match) -> str:
@@ -59,7 +59,7 @@ def encode(text_encoder: nn.Module, ids: Tensor) -> Tensor:
 
 
 def words(tokenizer, prompt: str) -> list[tuple[str, list[int]]]:
-    """Which token positions belong to which word of a prompt: [("a", [1]), ("teapot", [2, 3]), ...].
+    """The words of a prompt, and the token positions of each: [("a", [1]), ("teapot", [2, 3]), ...].
 
     Position 0 is the start token. Punctuation marks are words of their own.
     Derived in: notebooks/06_stable_diffusion.ipynb, section "Where each word looks".
@@ -86,7 +86,7 @@ def check_noun(tokenizer, noun: str) -> None:
 
 
 def token_trouble(tokenizer, token: str) -> str:
-    """Why a token cannot be a new word, as the rest of a sentence that begins with the argument; "" if it can."""
+    """Why a token cannot be a new word, as a message to put after the argument's name; "" if it can be one."""
     if not re.fullmatch(r"<[^\s<>]+>(_\d+)?", token) or token != token.lower():
         return f"expected a new token in lower case and brackets, such as <v>, got {token!r}"
     if token in tokenizer.get_vocab():
@@ -95,13 +95,13 @@ def token_trouble(tokenizer, token: str) -> str:
 
 
 class NewTokens(nn.Module):
-    """Trainable rows for new words beside the frozen embedding table of a text encoder.
+    """Trainable rows for new words (placeholder tokens) beside the frozen embedding table of a text encoder.
 
-    Ids below V are looked up in the table, ids from V on in `rows`, the only parameter that trains. The table is not
+    Ids below V are looked up in the table, ids from V on in `rows`, the only trained parameter. The table is not
     resized, masked or restored: it is not in the optimizer, so weight decay does not reach it. `tokens` names the rows.
 
         with NewTokens.attach(sd, {"<v>": "cat"}) as new:
-            ...  # prompts with <v> work; new.rows learns
+            ...  # prompts with <v> work; new.rows is trained
 
     table: the encoder's (V, D) embedding.  rows: (n, D) first values; kept in float32.
     """
@@ -114,12 +114,12 @@ class NewTokens(nn.Module):
     @classmethod
     @contextmanager
     def attach(cls, sd, words: dict[str, str]) -> Iterator["NewTokens"]:
-        """Give a model new words, each of which first means the same as a word it knows; afterwards they are gone.
+        """Add new words to a model, each with the embedding of a known word at first; afterwards they are removed.
 
-        sd: a StableDiffusion, of which the text encoder and the tokenizer are used.  words: {"<v>": "cat"}: a new token
-        in lower case and angle brackets, and the known word (or several: the mean of their sub-words) that it starts
-        from.
-        Raises ValueError if a new word is not of that form or exists, if a known one is empty, or if the encoder has
+        sd: a StableDiffusion; its text encoder and tokenizer are used.  words: {"<v>": "cat"}: a new token in lower
+        case and angle brackets, and its initializer token: the word that it starts from (for several sub-words, the
+        mean).
+        Raises ValueError if a new word is not of that form or exists, if a known word is empty, or if the encoder has
         new tokens already.
         """
         table, tokenizer = sd.text_encoder.get_input_embeddings(), sd.tokenizer
@@ -133,7 +133,7 @@ class NewTokens(nn.Module):
         if not rows:
             raise ValueError('words: expected new tokens with a word each, such as {"<v>": "cat"}, got none')
         new = cls(table, torch.stack(rows), list(words))
-        sd.tokenizer = copy.deepcopy(tokenizer)  # a tokenizer cannot forget a word, so a copy learns it
+        sd.tokenizer = copy.deepcopy(tokenizer)  # a word cannot be removed again, so it is added to a copy
         sd.tokenizer.add_tokens(list(words))
         sd.text_encoder.set_input_embeddings(new)
         try:

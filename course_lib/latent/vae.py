@@ -2,8 +2,8 @@
 
 Derived in: notebooks/04_autoencoder.ipynb.
 
-It squeezes a picture into 16x16 latents of a few channels. The large one of Stable Diffusion is built of the same
-pieces; there, attention and three more losses are added.
+It compresses a picture to 16x16 latents of a few channels. Stable Diffusion's large autoencoder is built of the same
+pieces, with attention and two more losses.
 """
 
 import torch
@@ -23,7 +23,7 @@ class Residual(nn.Module):
             nn.GroupNorm(8, channels), nn.SiLU(), nn.Conv2d(channels, channels, 3, padding=1),
             nn.GroupNorm(8, channels), nn.SiLU(), nn.Conv2d(channels, channels, 3, padding=1),
         )  # fmt: skip
-        nn.init.zeros_(self.body[-1].weight)  # a new block starts as "change nothing"
+        nn.init.zeros_(self.body[-1].weight)  # a new block starts as the identity
         nn.init.zeros_(self.body[-1].bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -34,8 +34,8 @@ class VAE(nn.Module):
     """Encoder: a picture to mean and log-variance of its latents. Decoder: latents to a picture.
 
     z = mean(x) + std(x) * eps,  eps ~ N(0, I).  Source: Kingma & Welling 2014, section 2.4.
-    Pixels are first folded into channels (2x2 pixels become one place), so no layer works at full resolution: that is
-    where the time would go.  latent_channels: C of the (B, C, H/4, W/4) latents.  width: channels at half resolution;
+    First, 2x2 pixels are folded into the channels of one, so that no layer works at full resolution, where it would be
+    slow.  latent_channels: C of the (B, C, H/4, W/4) latents.  width: channels at half resolution;
     three times as many at a quarter.
     Derived in: notebooks/04_autoencoder.ipynb, section "A small VAE".
     """
@@ -53,7 +53,7 @@ class VAE(nn.Module):
             nn.Conv2d(wide, 4 * width, 1), nn.PixelShuffle(2), Residual(width),
             nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, 12, 3, padding=1), nn.PixelShuffle(2),
         )  # fmt: skip
-        nn.init.constant_(self.encoder[-1].bias[latent_channels:], -4)  # with full noise the first steps learn little
+        nn.init.constant_(self.encoder[-1].bias[latent_channels:], -4)  # at std 1 the first steps learn little
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """images: (B, 3, H, W) in [-1, 1], H and W multiples of 4.  Returns mean and log-variance, (B, C, H/4, W/4)."""
@@ -63,7 +63,7 @@ class VAE(nn.Module):
         return mean, logvar.clamp(-30, 20)
 
     def decode(self, z: Tensor) -> Tensor:
-        """z: (B, C, h, w).  Returns pictures (B, 3, 4h, 4w), about in [-1, 1]."""
+        """z: (B, C, h, w).  Returns pictures (B, 3, 4h, 4w), roughly in [-1, 1]."""
         return self.decoder(z)
 
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -82,7 +82,7 @@ def reparameterise(mean: Tensor, logvar: Tensor, generator: torch.Generator | No
 
 
 def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
-    """How far N(mean, exp(logvar)) is from N(0, 1), in nats per latent number.
+    """The KL divergence of N(mean, exp(logvar)) from N(0, 1), in nats per latent number.
 
     KL = (mean^2 + exp(logvar) - 1 - logvar) / 2, averaged.  Source: Kingma & Welling 2014, Eq. 10.
     Derived in: notebooks/04_autoencoder.ipynb, section "A small VAE".
@@ -93,9 +93,9 @@ def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
 def loss(vae: VAE, images: Tensor, kl_weight: float = 1e-4, generator: torch.Generator | None = None) -> Tensor:
     """L = |x - x_hat| + |x - x_hat|^2 + kl_weight * KL, each a mean.
 
-    A tiny kl_weight, as in Rombach et al. 2022, section 3.1: just enough that the latents do not drift apart.
+    A tiny kl_weight, as in Rombach et al. 2022, section 3.1: just enough to keep the latents from drifting apart.
     images: (B, 3, H, W) in [-1, 1].  Returns a scalar.
-    Differs from the paper: it adds a perceptual and an adversarial loss, which need networks of their own.
+    Differs from the paper, which adds a perceptual and an adversarial loss; they need networks of their own.
     Derived in: notebooks/04_autoencoder.ipynb, section "A small VAE".
     """
     reconstruction, mean, logvar = vae(images, generator)
@@ -115,7 +115,7 @@ def scaling_factor(latents: Tensor) -> float:
 def psnr(a: Tensor, b: Tensor) -> float:
     """Peak signal-to-noise ratio of two batches of pictures in [-1, 1], in dB: 10 log10(2^2 / mean (a - b)^2).
 
-    The mean is over all pictures. Equal batches have infinite dB; from about 32 dB on edges look clean at this size.
+    The mean is over all pictures. Equal batches have infinite dB; above about 32 dB, edges look clean at this size.
     Raises ValueError if the shapes differ.
     Derived in: notebooks/04_autoencoder.ipynb, section "A small VAE".
     """

@@ -1,4 +1,4 @@
-"""A concept on disk and in a model: what was trained is what is saved, and taking it out leaves no trace.
+"""A concept as a file, and applied to a model: only trained tensors are saved, and the model can be restored exactly.
 
 Derived in: notebooks/11_textual_inversion.ipynb, section "A concept is a file".
 
@@ -30,12 +30,12 @@ LICENCE = "The licence of the base model applies, and the rights to the pictures
 
 @dataclass
 class Concept:
-    """What a recipe trained: named tensors, and what one needs to know to use them.
+    """The tensors that a recipe trained, by name, and the information needed to use them.
 
     tensors: "tokens" (n, D), "unet.<name>", "text_encoder.<name>", in LoRA "....lora.down" and ".up", compressed
     "....u" and ".v" (see `merge.uncompressed`); on the CPU.
     method, base (name of the model), about (token, noun, rows ...): as in the recipe; settings: how it was trained.
-    fingerprint: of the base model, see `registry.fingerprint`; None if the file's maker did not say.
+    fingerprint: of the base model, see `registry.fingerprint`; None if the file has none.
     """
 
     method: str
@@ -57,7 +57,7 @@ def only_tokens(concept: Concept) -> Concept:
 
 
 def check_finite(tensors: dict[str, Tensor], path: str | Path) -> None:
-    """Raise a ValueError if a number of a file is NaN or infinite: every picture would be black."""
+    """Raise a ValueError if a number of a file is NaN or infinite, which would make every picture black."""
     broken = [name for name, value in tensors.items() if not value.isfinite().all()]
     if broken:
         raise ValueError(f"path: expected finite numbers, but {len(broken)} tensors of {path} hold NaN or infinity, "
@@ -65,7 +65,7 @@ def check_finite(tensors: dict[str, Tensor], path: str | Path) -> None:
 
 
 def check_tokens(concepts: Sequence[Concept]) -> None:
-    """Raise a ValueError if two words are one, or one looks like a row of another: prompts write <v> as <v> <v>_1."""
+    """Raise a ValueError if two tokens are equal, or one is the name of another's row, such as <v>_1 of <v>."""
     words = [word for c in concepts if "tokens" in c.tensors for word in c.about.get("tokens") or c.about["rows"][:1]]
     for word in words:
         if words.count(word) > 1:
@@ -76,15 +76,15 @@ def check_tokens(concepts: Sequence[Concept]) -> None:
 
 
 def concept_of(recipe: Recipe) -> Concept:
-    """A copy of what a recipe has trained so far."""
+    """A copy of the tensors that a recipe has trained so far."""
     tensors = {name: param.detach().to("cpu", copy=True) for name, param in recipe.params.items()}
     return Concept(recipe.method, tensors, recipe.base, dict(recipe.about), asdict(recipe.settings), recipe.fingerprint)
 
 
 def save_concept(path: str | Path, concept: Concept | Recipe, dtype: torch.dtype | None = None) -> Concept:
-    """Write a concept, or what a recipe has trained, as one safetensors file with its story in the metadata.
+    """Write a concept, or the one of a recipe, as one safetensors file with method, base and settings as metadata.
 
-    dtype: float16 halves the file; default: as trained.  A file appears whole or not at all.
+    dtype: float16 halves the file; default: as trained.  The file is written whole or not at all.
     Raises OSError if it cannot be written: the concept is still in memory, save it elsewhere; ValueError if a number is
     not finite, perhaps too large for float16.
     """
@@ -100,7 +100,7 @@ def save_concept(path: str | Path, concept: Concept | Recipe, dtype: torch.dtype
         with write_whole(path) as temporary:
             save_file(tensors, temporary, metadata=note)
     except (OSError, SafetensorError) as error:
-        raise OSError(f"path: {path} cannot be written ({error}); what was trained is still there: save it elsewhere, "
+        raise OSError(f"path: {path} cannot be written ({error}); the concept is still in memory: save it elsewhere, "
                       "or make room and save again") from error  # fmt: skip
     return concept
 
@@ -138,12 +138,12 @@ def check_base(sd: StableDiffusion, concept: Concept) -> None:
 
 @contextlib.contextmanager
 def applied(sd: StableDiffusion, *concepts: Concept) -> Iterator[StableDiffusion]:
-    """Put concepts into a model for a `with` block: their words and weights work, and afterwards no bit has changed.
+    """Apply the words and weights of concepts to a model in a `with` block; afterwards it is as before, bit for bit.
 
         with applied(sd, load_concept("rex.safetensors")):
             sd.sample("a photo of a <v> dog on the moon")
 
-    Several LoRAs add up.  Raises ValueError if a concept is of another base model, has a token that exists, or two
+    Several LoRAs are added.  Raises ValueError if a concept is of another base model, has a token that exists, or two
     change the same weights (see `merge.merge_concepts`).
     """
     from course_lib.personalization.merge import mix_loras, uncompressed  # here, since merging applies concepts

@@ -23,7 +23,7 @@ SETTINGS = {"toybox": Settings(steps=300, lr=5e-4), "sd15": Settings(steps=250, 
 
 @dataclass
 class SubjectPictures:
-    """One of the subjects that are learnt together: pictures, the new word and the class noun."""
+    """One of several subjects that are trained together: its pictures, new word and class noun."""
 
     images: object
     token: str
@@ -36,7 +36,7 @@ def recipe(sd: StableDiffusion, images, *, noun: str, token: str = "<v>", captio
            **options) -> Iterator[Recipe]:  # fmt: skip
     """Train W^K and W^V of every cross-attention, and one row for a new word; options as in `joint_recipe`.
 
-    The prompt says "<v> cat": the word modifies its class noun.  Source: Kumari et al. 2023, section 3.1.
+    Prompts hold "<v> cat": the new word (modifier token) and its noun.  Source: Kumari et al. 2023, section 3.1.
     Derived in: notebooks/13_custom_diffusion.ipynb, section "Keys and values".
     """
     with joint_recipe(sd, [SubjectPictures(images, token, noun, captions)], **options) as recipe:
@@ -51,10 +51,10 @@ def joint_recipe(sd: StableDiffusion, subjects: Sequence[SubjectPictures], *, re
 
     Their pictures are mixed, and by default the steps grow with their number, see `joint_settings`.
     Source: Kumari et al. 2023, sections 3.1 and 3.2.
-    regularisation: real or generated pictures of the classes, as `toybox_regularisation` gives, one for each subject.
-    augment: pictures without captions also small and zoomed in, with words that say so, see `resized_examples`; None:
-        as suits the base model.  rare: the word that the tokens start from; default the class noun of each.
-    Differs from the paper: its tokens start from a rare word ("ktn"); a tokenizer of small vocabulary has none.
+    regularisation: real or generated class images, as `toybox_regularisation` returns them, one set for each subject.
+    augment: show pictures without captions also small and zoomed in, see `resized_examples`; None: as suits the base
+        model.  rare: the word that the tokens start from (initializer token); default the class noun of each.
+    Differs from the paper: its tokens start from a rare word ("ktn"); a tokenizer with a small vocabulary has none.
     Derived in: notebooks/14_multiple_concepts.ipynb, section "All data together".
     """
     tokens = [subject.token for subject in subjects]
@@ -77,7 +77,7 @@ def joint_recipe(sd: StableDiffusion, subjects: Sequence[SubjectPictures], *, re
 
 
 def joint_settings(sd: StableDiffusion, subjects: int) -> Settings:
-    """The settings for a number of subjects: half as many steps again for each one more (250 and 500 in the paper)."""
+    """The settings for a number of subjects: each further one adds half the steps (the paper: 250, and 500 for two)."""
     settings = SETTINGS[sd.defaults.settings]
     return replace(settings, steps=settings.steps * (1 + subjects) // 2)
 
@@ -92,7 +92,7 @@ def _examples(sd: StableDiffusion, subject: SubjectPictures, augment: bool, seed
 
 
 def key_value_layers(unet: nn.Module) -> dict[str, nn.Linear]:
-    """The layers that text goes through: to_k and to_v of every cross-attention, 2.2 % of Stable Diffusion 1's UNet."""
+    """The layers for text features: to_k and to_v of every cross-attention, 2.2 % of Stable Diffusion 1's UNet."""
     return {
         name: layer
         for name, layer in unet.named_modules()
@@ -101,21 +101,21 @@ def key_value_layers(unet: nn.Module) -> dict[str, nn.Linear]:
 
 
 def _detach_start(layer: nn.Linear, args: tuple, output: Tensor) -> Tensor:
-    """The start token means the same in every prompt, so nothing is learnt from it (the authors' code does this)."""
+    """The start token's features are the same in every prompt: no gradient for them (as in the authors' code)."""
     return torch.cat([output[:, :1].detach(), output[:, 1:]], dim=1)
 
 
-# ---- regularisation pictures ----
+# ---- regularisation pictures (class images) ----
 
 
 @torch.no_grad()
 def similarity(sd: StableDiffusion, captions: Sequence[str], target: str) -> Tensor:
-    """How near the nearest word of each caption comes to the target's last word, its noun: (N,) in [-1, 1].
+    """The similarity of each caption's nearest word to the target's last word, its noun: (N,) in [-1, 1].
 
     max_j cos(e(w_j), e(w*)), e(w): the mean of a word's rows in the embedding table.  1: the caption holds the noun.
     Raises ValueError for a target without words.
-    Differs from the paper, which compares whole captions, at CLIP's end token: that feature tells the form of a
-    sentence, its colours and its scene before its noun, and of the captions nearest to "a photo of a cat" few name one.
+    Differs from the paper, which compares whole captions by CLIP's end-token feature. It reflects form, colour and
+    scene more than the noun: few of the captions nearest to "a photo of a cat" name a cat.
     Derived in: notebooks/13_custom_diffusion.ipynb, section "Pictures that hold the class".
     """
 
@@ -138,10 +138,10 @@ def similarity(sd: StableDiffusion, captions: Sequence[str], target: str) -> Ten
 
 def retrieve(sd: StableDiffusion, captions: Sequence[str], target: str, count: int = 200,
              threshold: float = 0.85) -> list[int]:  # fmt: skip
-    """Which captions speak of the target: the `count` nearest above a `similarity`, equally near ones in their order.
+    """The captions nearest to the target: at most `count`, with a `similarity` above the threshold, ties in order.
 
-    Source: Kumari et al. 2023, section 3.2 (200 pictures of LAION with a similarity above 0.85; theirs is another
-    measure, so the number means another thing here: the noun itself, or a word that is nearly a synonym).
+    Source: Kumari et al. 2023, section 3.2 (200 pictures of LAION with a similarity above 0.85, by another measure; in
+    ours 0.85 means the noun itself, or a word that is nearly a synonym).
     Returns indices, nearest first.  Raises ValueError if no caption is near enough.
     Derived in: notebooks/13_custom_diffusion.ipynb, section "Pictures that hold the class".
     """

@@ -1,4 +1,4 @@
-"""DreamBooth: bind a rare word to a subject by training the whole UNet, and keep the class with its own pictures.
+"""DreamBooth: train the whole UNet to bind a rare word to a subject, with class images for prior preservation.
 
 Derived in: notebooks/12_dreambooth.ipynb.
 """
@@ -19,12 +19,12 @@ SETTINGS = {"toybox": Settings(steps=200, lr=2e-4), "sd15": Settings(steps=800, 
 def recipe(sd: StableDiffusion, images, *, noun: str, token: str = "sks", prior: Examples | None = None,
            prior_weight: float = 1.0, text: bool = False, captions: Sequence[str] | None = None, flip: bool = False,
            settings: Settings | None = None) -> Iterator[Recipe]:  # fmt: skip
-    """Train all of the UNet on "a sks dog", and on "a dog" with pictures that it drew itself.
+    """Train all of the UNet on "a sks dog", and on "a dog" with class images that the model drew before.
 
     L = E || eps - eps_theta(z_t, t, c("a sks dog")) ||^2 + lambda E || eps' - eps_theta(z'_t', t', c("a dog")) ||^2
     Source: Ruiz et al. 2023, Eq. 2.
-    token: a rare word that the tokenizer may split.  prior: pictures of the class, see `prior_examples`; None trains
-    without prior preservation.  prior_weight: lambda.  text: train the text encoder too.
+    token: a rare word, which the tokenizer may split.  prior: class images, see `prior_examples`; None: no prior
+    preservation.  prior_weight: lambda (prior_loss_weight).  text: train the text encoder too.
     Derived in: notebooks/12_dreambooth.ipynb, section "The loss".
     """
     terms, about = terms_of(sd, images, noun, token, prior, prior_weight, captions, flip)
@@ -38,7 +38,7 @@ def recipe(sd: StableDiffusion, images, *, noun: str, token: str = "sks", prior:
 
 def terms_of(sd: StableDiffusion, images, noun: str, token: str, prior: Examples | None, prior_weight: float,
              captions: Sequence[str] | None, flip: bool) -> tuple[list[Term], dict]:  # fmt: skip
-    """The loss of DreamBooth and LoRA as terms: the subject, and with a prior the class; and what is saved about it."""
+    """The loss of DreamBooth and LoRA as terms (the subject, and the class if there is a prior), and notes to save."""
     if prior_weight < 0:
         raise ValueError(f"prior_weight: expected a number of at least 0, got {prior_weight}")
     check_noun(sd.tokenizer, noun)
@@ -50,11 +50,11 @@ def terms_of(sd: StableDiffusion, images, noun: str, token: str, prior: Examples
 
 
 def trained_networks(sd: StableDiffusion, text: bool) -> dict:
-    """The networks that are trained, by the name they have in a concept."""
+    """The networks that are trained, by their names in a concept."""
     return {"unet": sd.unet, "text_encoder": sd.text_encoder} if text else {"unet": sd.unet}
 
 
 def prior_examples(sd: StableDiffusion, noun: str, count: int = 100, **options) -> Examples:
-    """`count` pictures of the class, drawn by the model before it is trained; options as in `generated_examples`."""
+    """`count` class images, drawn by the model before it is trained; options as in `generated_examples`."""
     options = {"steps": sd.defaults.prior_steps} | options
     return generated_examples(sd, f"a photo of a {noun}", count, **options)

@@ -1,8 +1,8 @@
-"""A subject's pictures become training batches: (latents, prompts, mask).
+"""From a subject's pictures to training examples: latents, prompts and masks.
 
 Derived in: notebooks/11_textual_inversion.ipynb, section "Five pictures".
 
-Frozen networks see each picture once: the autoencoder's posterior is kept, and a batch only draws from it.
+Each picture is encoded once: the autoencoder's posterior is stored, and a batch only samples from it.
 """
 
 import contextlib
@@ -36,10 +36,10 @@ STYLE = ("a picture in the style of {}", "a drawing in the style of {}", "a phot
 
 @dataclass
 class Examples:
-    """Pictures as the training sees them: V variants (crops, flips) with prompts.
+    """Pictures ready for training: V variants (crops, flips) with prompts.
 
     mean, std: (V, C, h, w), of each variant's latents.  prompts: for each variant the sentences that fit it.
-    mask: (V, 1, h, w) of 0 and 1, where a variant shows anything; None: everywhere.
+    mask: (V, 1, h, w), 1 where a variant shows its picture, else 0; None: 1 everywhere.
     digest: a hash of the pixels, or of the settings that they were drawn with: a saved training is tied to it.
     """
 
@@ -65,7 +65,7 @@ class Examples:
 
 @torch.no_grad()
 def encode(sd: StableDiffusion, x: Tensor, prompts: list[tuple[str, ...]], mask: Tensor | None = None) -> Examples:
-    """Examples of pictures x (V, 3, H, W) in [-1, 1]; mask: (V, 1, H, W) in pixels."""
+    """Encode pictures x (V, 3, H, W) in [-1, 1] as Examples; mask: (V, 1, H, W) in pixels."""
     means, stds, digest = [], [], hashlib.sha256()
     for part in x.split(8):
         digest.update(((part + 1) * 127.5).round().to(torch.uint8).cpu().numpy().tobytes())
@@ -83,11 +83,11 @@ def encode(sd: StableDiffusion, x: Tensor, prompts: list[tuple[str, ...]], mask:
 def subject_examples(sd: StableDiffusion, images, name: str, *, templates: Sequence[str] = OBJECT,
              captions: Sequence[str] | None = None, flip: bool = False,
              size: int | None = None) -> Examples:  # fmt: skip
-    """Pictures of a concept under sentences about `name`.
+    """Pictures of a subject, with prompts about `name`.
 
-    images: see `open_images`.  name: what stands for {} in the templates, such as "<v> cat".  captions: one sentence
-    per picture instead, in which {} may stand too; by default those beside the pictures, if there are any.
-    flip: add the mirrored pictures (not for faces and lettering).  size: of the square, by default the model's own.
+    images: see `open_images`.  name: replaces {} in the templates, such as "<v> cat".  captions: one sentence per
+    picture instead, {} allowed; by default the text files beside the pictures, if there are any.
+    flip: add the mirrored pictures (not for faces and lettering).  size: side in pixels, by default the model's own.
     """
     if captions is None and isinstance(images, (str, Path)) and Path(images).expanduser().is_dir():
         captions = captions_beside(images)
@@ -104,15 +104,15 @@ def subject_examples(sd: StableDiffusion, images, name: str, *, templates: Seque
 
 def resized_examples(sd: StableDiffusion, images, name: str, *, variants: int = 64, size: int | None = None,
                      seed: int = 0) -> Examples:  # fmt: skip
-    """Custom Diffusion's augmentation: each picture small on grey or zoomed in, with words that say so.
+    """Custom Diffusion's augmentation: pictures small on grey or zoomed in, with prompts that name the size.
 
-    1 in 3 is zoomed in 1.2 to 1.4 times ("zoomed in", "close up"), the others shrink to 0.4 to 1.0 of the side ("far
-    away", "very small" below 0.6); only what shows the picture counts in the loss.  Source: Kumari et al. 2023,
-    section 4 and appendix; the numbers are those of the authors' code.
+    After one variant of each as it is, 1 in 3 is zoomed in 1.2 to 1.4 times ("zoomed in"), and the others shrink to 0.4
+    to 1.0 of the side ("very small" below 0.6, "far away" below 0.9); the grey does not count in the loss.
+    Source: Kumari et al. 2023, section 4 and appendix; the numbers are those of the authors' code.
     Differs from it: `variants` are drawn once and encoded once, instead of a new one in each step.
     """
     images = image_sources(images)
-    opened = functools.lru_cache(10)(lambda k: open_image(images[k]))  # many photos do not all fit into memory
+    opened = functools.lru_cache(10)(lambda k: open_image(images[k]))  # many photos may not fit into memory
     size, rng = size or sd.resolution, np.random.default_rng([seed, len(images)])
     pictures, prompts, masks = [], [], []
     for k in range(max(variants, len(images))):
@@ -143,15 +143,15 @@ def _say_size(prompt: str, share: float) -> str:
     return f"{prompt} far away" if share < 0.9 else prompt
 
 
-# ---- the model's own pictures, for prior preservation ----
+# ---- class images that the model draws, for prior preservation ----
 
 
 @torch.no_grad()
 def generated_examples(sd: StableDiffusion, prompt: str, count: int = 100, *, w: float = 5.0, steps: int = 25,
                        seed: int = 0, folder: str | Path | None = None) -> Examples:  # fmt: skip
-    """Draw `count` pictures for a prompt and keep their latents in a file, which later calls reuse.
+    """Draw `count` pictures for a prompt and save their latents in a file, which later calls reuse.
 
-    The latents are what training needs, so they are neither decoded nor encoded.
+    Training needs only the latents, so they are not decoded.
     Source: Ruiz et al. 2023, section 3.3.  w, steps: of the guided DDIM sampler.
     folder: of the file; default the course's cache.
     """

@@ -68,7 +68,7 @@ class Draw:
 def draw_step(sd: StableDiffusion, recipe: Recipe, count: int, step: int) -> list[Draw]:
     """All random numbers of a step, for all processes: `count` pictures of each term, their times and noises.
 
-    They follow from (seed, step) alone: a step needs no history, and two processes share one draw.
+    They depend on (seed, step) alone, not on earlier steps; all processes make the same draw and share it.
     """
     generator, draws = step_generator(recipe.settings.seed, step), []
     for term in recipe.terms:
@@ -82,7 +82,7 @@ def draw_step(sd: StableDiffusion, recipe: Recipe, count: int, step: int) -> lis
 def draw_pictures(examples: Examples, count: int, generator: torch.Generator) -> tuple[Tensor, list[str], Tensor]:
     """Draw z0 ~ N(mean, std^2) (count, C, h, w), a prompt each, and masks (count, 1, h, w).
 
-    A variant comes again only after all others.  generator: on the CPU, so that a seed means one batch everywhere.
+    It repeats a variant only after all others.  generator: on the CPU, so that a seed gives one batch everywhere.
     """
     V, device = len(examples.mean), examples.mean.device
     rows = torch.cat([torch.randperm(V, generator=generator) for _ in range(-(-count // V))])[:count]
@@ -99,7 +99,7 @@ def denoising_loss(sd: StableDiffusion, draws: list[Draw], features: PromptFeatu
                    weighting: str | None = None) -> Tensor:  # fmt: skip
     """sum_k lambda_k mean_i || eps_i - eps_theta(z_t,i, t_i, c_i) ||^2, all terms in one pass through the UNet.
 
-    draws: one for each term.  The loss of one picture is notebook 01's; with masks it is the mean over what they show.
+    draws: one for each term.  The loss of one picture is notebook 01's; with masks it is the mean where they are 1.
     weighting: as in `Settings`. The Toybox model predicts v; its plain eps loss would scale with alpha_bar_t and
     barely train large t, where layout forms.
     """
@@ -119,14 +119,14 @@ def denoising_loss(sd: StableDiffusion, draws: list[Draw], features: PromptFeatu
 
 def finetune(sd: StableDiffusion, recipe: Recipe, *, checkpoint: str | Path | None = None, save_every: int = 100,
              accelerator: Accelerator | None = None) -> Iterator[tuple[int, Tensor]]:  # fmt: skip
-    """Train a recipe; yields (step, loss) after each step, to plot, sample, save or stop.
+    """Train a recipe; yields (step, loss) after each step, so that the caller can plot, sample, save or stop.
 
-    The loss stays on its device: read it now and then, as reading waits for the device.
-    checkpoint: a file; the state is written there every `save_every` steps, at the end, and where the caller leaves
-    the loop; a later call goes on from it bit for bit.  accelerator: for several processes (`accelerate launch`); by
-    default one, in the model's precision.
+    The loss stays on its device: read it rarely, since reading waits for the device.
+    checkpoint: a file; the state is written there every `save_every` steps, at the end, and when the caller leaves
+    the loop; a later call continues from it, bit for bit.  accelerator: for several processes (`accelerate launch`); by
+    default one process, in the model's precision.
     Raises FloatingPointError if the loss is not a number, RuntimeError if memory is short, ValueError if the
-    checkpoint is of another training; the checkpoint on disk stays good.
+    checkpoint is of another training; the checkpoint on disk stays valid.
     Derived in: notebooks/11_textual_inversion.ipynb, section "The loop".
     """
     s, params = recipe.settings, list(recipe.params.values())
@@ -178,7 +178,7 @@ def _backward(sd: StableDiffusion, recipe: Recipe, features: PromptFeatures, acc
 
 
 def _accelerator(sd: StableDiffusion) -> Accelerator:
-    """float16 needs its loss scale; in bfloat16 the model's own autocast is all that is needed."""
+    """float16 needs accelerate's loss scaling; for bfloat16 the model's own autocast is enough."""
     return Accelerator(mixed_precision="fp16" if sd.dtype == torch.float16 else "no", cpu=sd.device.type == "cpu")
 
 
@@ -195,7 +195,7 @@ def _optimizer(s: Settings, params: list[nn.Parameter]) -> torch.optim.Optimizer
 
 @contextlib.contextmanager
 def _training_mode(sd: StableDiffusion, checkpointing: bool) -> Iterator[None]:
-    """Gradient checkpointing works in training mode only; there is no dropout that the mode would switch on."""
+    """Gradient checkpointing needs training mode, which changes nothing else: the UNet has no dropout."""
     if checkpointing:
         sd.unet.enable_gradient_checkpointing()
         sd.unet.train()
@@ -209,9 +209,9 @@ def _training_mode(sd: StableDiffusion, checkpointing: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quick_attention(sd: StableDiffusion) -> Iterator[None]:
-    """On a CPU in bfloat16, torch's fused attention is slow backwards: plain products are used instead.
+    """On a CPU in bfloat16, use plain products: the backward pass of torch's fused attention is slow there.
 
-    Their (L, L) tables would be too large for latents of Stable Diffusion's size.
+    Their (L, L) tables would be too large for latents of Stable Diffusion's size, for which nothing is changed.
     """
     plain = sd.device.type == "cpu" and sd.dtype == torch.bfloat16 and sd.unet.config.sample_size <= 32
     before = dict(sd.unet.attn_processors)

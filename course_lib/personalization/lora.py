@@ -1,4 +1,4 @@
-"""LoRA: train like DreamBooth, but only a product of two thin matrices beside each attention layer.
+"""LoRA: DreamBooth's loss, with only a product of two thin matrices trained beside each attention layer.
 
 Derived in: notebooks/12_dreambooth.ipynb, section "LoRA: the same with few numbers".
 """
@@ -28,7 +28,7 @@ def recipe(sd: StableDiffusion, images, *, noun: str, token: str = "sks", rank: 
     """DreamBooth's loss, with W_0 + B A in place of a new W in every attention layer.
 
     Source: Hu et al. 2022, section 4.  rank: of B A.  Other arguments as in `dreambooth.recipe`.
-    The first values of A follow from settings.seed and differ from layer to layer; B starts at 0.
+    The initial values of A depend on settings.seed and differ from layer to layer; B starts at 0.
     Derived in: notebooks/12_dreambooth.ipynb, section "LoRA: the same with few numbers".
     """
     terms, about = terms_of(sd, images, noun, token, prior, prior_weight, captions, flip)
@@ -55,7 +55,7 @@ class LowRank(nn.Module):
 
     def forward(self, x: Tensor, *args) -> Tensor:
         down, up = (w if torch.is_autocast_enabled(x.device.type) else w.to(x.dtype) for w in (self.down, self.up))
-        thin = self.scale * nn.functional.linear(x, down)  # (..., r): the cheap place for the scale
+        thin = self.scale * nn.functional.linear(x, down)  # (..., r), where scaling is cheapest
         return self.layer(x) + nn.functional.linear(thin, up)
 
 
@@ -63,7 +63,7 @@ class LowRank(nn.Module):
 def attach(networks: dict[str, nn.Module], rank: int, seed: int = 0) -> Iterator[dict[str, nn.Parameter]]:
     """Wrap the attention layers of networks in `LowRank`; yields {"unet....to_k.lora.down": Parameter, ...}.
 
-    networks: {"unet": sd.unet}, and "text_encoder" perhaps.  Afterwards the networks are as they were.
+    networks: {"unet": sd.unet}, optionally with "text_encoder".  Afterwards the networks are as before.
     Raises ValueError for a rank below 1, or a network without attention layers.
     """
     if not isinstance(rank, int) or rank < 1:

@@ -1,4 +1,4 @@
-"""How much memory a training needs, and what to switch on where that is more than there is.
+"""How much memory a training needs, and settings that fit if there is less.
 
 Used by: notebooks/12_dreambooth.ipynb, section "Memory".
 """
@@ -13,17 +13,17 @@ from course_lib.latent.stable_diffusion import StableDiffusion
 from course_lib.personalization.recipe import Recipe, Settings
 
 GIB = 2**30
-RUNTIME = GIB // 2  # what a process holds before anything is computed
-# Bytes of a step for each byte that the UNet's layers put out: autograd was seen to save 0.8 to 1.1, and something is
-# needed for what flows back; with gradient checkpointing the inputs of blocks, and one block at a time.
+RUNTIME = GIB // 2  # of a process before anything is computed
+# Bytes of a step per byte of the UNet's layer outputs. Measured: autograd keeps 0.8 to 1.1; 1.25 leaves room for the
+# backward pass. With gradient checkpointing: the inputs of all blocks, and one block at a time.
 KEPT, KEPT_CHECKPOINTED = 1.25, 0.3
 
 
 def memory_plan(sd: StableDiffusion, recipe: Recipe, free: int, low_memory: bool = False) -> tuple[Settings, str]:
-    """(settings, words): what a training needs, and the settings with which it fits into `free` bytes, if any do.
+    """(settings, words): settings with which a training fits into `free` bytes, if any do, and its needs in words.
 
-    Counted: all weights, 4 bytes a gradient and 8 for Adam's two moments of each number that learns, on a CPU 4 for
-    the original, and what the layers put out for each picture of a step.  low_memory: switch on what costs time only.
+    Counted: all weights; for each trained number 4 bytes of gradient, 8 of Adam's two moments and, on a CPU, 4 of the
+    original; the layer outputs of a step.  low_memory: also enable options that only cost speed, even if it fits.
     """
     trained = sum(param.numel() for param in recipe.params.values())
     parts = [param for part in (sd.vae, sd.unet, sd.text_encoder) for param in part.parameters()]
@@ -60,7 +60,7 @@ def memory_plan(sd: StableDiffusion, recipe: Recipe, free: int, low_memory: bool
 
 
 def layer_outputs(sd: StableDiffusion) -> int:
-    """Bytes that the layers of the UNet put out for one picture."""
+    """Bytes of the outputs of all layers of the UNet, for one picture."""
     total, config = 0, sd.unet.config
 
     def count(layer, inputs, output):
@@ -80,7 +80,7 @@ def layer_outputs(sd: StableDiffusion) -> int:
 
 
 def device_memory(device: torch.device) -> int:
-    """Bytes that this process may use: what is free, and what it holds already."""
+    """Bytes that this process may use: those that are free, and those that it has already."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     return psutil.virtual_memory().available + psutil.Process().memory_info().rss

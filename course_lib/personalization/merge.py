@@ -1,4 +1,4 @@
-"""Concepts that were learnt apart become one model, in closed form; and a concept in fewer bytes.
+"""Merge concepts that were trained separately, in closed form; and compress a concept.
 
 Derived in: notebooks/14_multiple_concepts.ipynb.
 """
@@ -13,18 +13,18 @@ from course_lib.latent import text
 from course_lib.latent.stable_diffusion import StableDiffusion
 from course_lib.personalization.concept import Concept, applied, check_base, only_tokens
 
-PROMPTS = ("{}", "photo of a {}")  # around the words whose features each concept keeps
+PROMPTS = ("{}", "photo of a {}")  # around the words whose features are to stay as in each concept
 
 
 @torch.no_grad()
 def merge_concepts(sd: StableDiffusion, concepts: Sequence[Concept], captions: Sequence[str],
                    ridge: float = 1e-6) -> Concept:  # fmt: skip
-    """One concept with the words of all, from several that Custom Diffusion learnt one by one.
+    """Merge several concepts of Custom Diffusion, trained one by one, into one concept with all their words.
 
     captions: 200 to 1000 ordinary sentences, for which the merged model should act like the base.
     Source: Kumari et al. 2023, section 3.2; see `merge_weights`.
-    Differs from the authors' code: the words before a new token are no constraint, since both concepts say them.
-    A layer that a concept lacks counts as the base's there.
+    Differs from the authors' code: words before a new token are not constrained, since all concepts share them.
+    If a concept lacks a layer, the base's weights are used for it.
     Raises ValueError unless there are two or more concepts of Custom Diffusion, of this model, each with its own token.
     Derived in: notebooks/14_multiple_concepts.ipynb, section "The closed form".
     """
@@ -32,7 +32,7 @@ def merge_concepts(sd: StableDiffusion, concepts: Sequence[Concept], captions: S
         raise ValueError(f"concepts: expected two or more of custom_diffusion, got {[c.method for c in concepts]}")
     if wordless := [k for k, concept in enumerate(concepts, 1) if "tokens" not in concept.tensors]:
         raise ValueError(f"concepts: expected a word in each, but number {wordless[0]} has none; it may be in a file "
-                         "that stood beside it, such as <new1>.safetensors")  # fmt: skip
+                         "beside it, such as <new1>.safetensors")  # fmt: skip
     if not captions:
         raise ValueError("captions: expected at least one sentence, got none")
     concepts = [uncompressed(sd, concept) for concept in concepts]
@@ -76,8 +76,8 @@ def merge_weights(weights: Sequence[Tensor], base: Tensor, targets: Sequence[Ten
     min || W C_reg^T - W_0 C_reg^T ||_F  such that  W C^T = V,  V = [W_1 C_1^T, W_2 C_2^T, ...]
     W = W_0 + v^T d,  d = C (C_reg^T C_reg)^-1,  v^T = (V - W_0 C^T) (d C^T)^-1.  Source: Kumari et al. 2023, Eq. 4, 5.
     weights: each (out, D).  base: W_0 (out, D).  targets: for each concept the features of its words, (n, D).
-    regularisation: C_reg (m, D), features of captions.  ridge: times the mean square of C_reg, added to the diagonal,
-    since few captions leave C_reg^T C_reg singular.  Solved in float64; returns W (out, D) in float64.
+    regularisation: C_reg (m, D), features of captions.  ridge: this times the diagonal's mean is added to the
+    diagonal, since few captions leave C_reg^T C_reg singular.  Solved in float64; returns W (out, D) in float64.
     Derived in: notebooks/14_multiple_concepts.ipynb, section "The closed form".
     """
     if len(weights) != len(targets):
@@ -93,12 +93,12 @@ def merge_weights(weights: Sequence[Tensor], base: Tensor, targets: Sequence[Ten
 
 
 def mix_loras(concepts: Sequence[Concept]) -> Concept:
-    """All changes of several LoRAs at once: A's rows and B's columns side by side, so that B A = sum of B_k A_k."""
+    """Add the changes of several LoRAs: A's rows and B's columns side by side, so that B A = sum of B_k A_k."""
     ranks, tensors = [concept.about["rank"] for concept in concepts], {}
     for name in dict.fromkeys(name for concept in concepts for name in concept.tensors):
         side = 0 if name.endswith(".down") else 1
         like = next(concept.tensors[name] for concept in concepts if name in concept.tensors)
-        none = [torch.zeros((r, like.shape[1]) if side == 0 else (like.shape[0], r)) for r in ranks]  # as it was
+        none = [torch.zeros((r, like.shape[1]) if side == 0 else (like.shape[0], r)) for r in ranks]  # no change
         tensors[name] = torch.cat([c.tensors.get(name, zero) for c, zero in zip(concepts, none, strict=True)], side)
     about = {f"{key}s": [value for c in concepts for value in c.about.get(f"{key}s") or [c.about.get(key, "")]]
              for key in ("token", "noun")}  # fmt: skip
@@ -113,7 +113,7 @@ def mix_loras(concepts: Sequence[Concept]) -> Concept:
 def compress(change: Tensor, keep: float = 0.6) -> tuple[Tensor, Tensor]:
     """The leading part of a change of weights as two thin matrices: change ~ u v.
 
-    keep: share of the sum of singular values that stays.  Source: Kumari et al. 2023, section 4 (60 %: 75 to 15 MB).
+    keep: share of the sum of singular values that is kept.  Source: Kumari et al. 2023, section 4 (60 %: 75 to 15 MB).
     change: (out, D).  Returns u (out, r) and v (r, D).
     Derived in: notebooks/13_custom_diffusion.ipynb, section "How large is a concept".
     """
@@ -147,7 +147,7 @@ def compressed(sd: StableDiffusion, concept: Concept, keep: float = 0.6) -> Conc
 def uncompressed(sd: StableDiffusion, concept: Concept) -> Concept:
     """The concept with whole weights: each pair "<name>.u", "<name>.v" becomes <name> = W_0 + u v.
 
-    sd: the model of W_0, in which nothing is applied.
+    sd: the model of W_0, with no concept applied.
     """
     thin = [name.removesuffix(".u") for name in concept.tensors if name.endswith(".u")]
     base = {f"unet.{name}": param for name, param in sd.unet.named_parameters()} if thin else {}

@@ -4,7 +4,7 @@ Derived in: notebooks/11_textual_inversion.ipynb, section "The loop".
 
 All methods minimise, over a set S of tensors,
     sum_k lambda_k E || eps - eps_theta(z_t, t, c(prompt)) ||^2,   (z_0, prompt) ~ D_k.
-A method is only S, `Recipe.params`, and the pairs (lambda_k, D_k), `Recipe.terms`. Prior preservation is a term.
+A method is only S (`Recipe.params`) and the pairs (lambda_k, D_k) (`Recipe.terms`). Prior preservation is a term.
 """
 
 from collections.abc import Iterator
@@ -22,12 +22,12 @@ from course_lib.personalization.examples import Examples
 
 @dataclass
 class Settings:
-    """How to train; every recipe comes with values that suit it.
+    """How to train; each method has its own defaults, SETTINGS.
 
-    batch_size: pictures of each term, per step and process, in `accumulate` parts.
-    weighting: see `loss_per_picture`; None: the one that the model was trained with, so "v" for one that predicts v.
-    optimizer: "adamw", or "adamw8bit" (CUDA, needs bitsandbytes).  warmup: steps over which the rate rises.
-    gradient_checkpointing: compute activations twice instead of keeping them.
+    batch_size: pictures of each term, per step and process, in `accumulate` parts (gradient_accumulation_steps).
+    weighting: see `loss_per_picture`; None: the one that the model was trained with, "v" for one that predicts v.
+    optimizer: "adamw", or "adamw8bit" (CUDA, needs bitsandbytes).  warmup: steps over which the learning rate rises.
+    gradient_checkpointing: compute activations twice instead of storing them.
     """
 
     steps: int
@@ -75,7 +75,7 @@ class Recipe:
         # here sd is what it was before, bit for bit
 
     method: its name.  params: name -> Parameter, the tensors that are trained.  terms: the data.  settings: how.
-    about: what prompts need to know (tokens, class noun ...), saved with the concept.  base, fingerprint, dtype: of
+    about: notes for writing prompts (tokens, class noun ...), saved with the concept.  base, fingerprint, dtype: of
     the model.
     tokens: rows for new words, if there are any.  text_learns: whether weights of the text encoder are in params.
     """
@@ -93,7 +93,7 @@ class Recipe:
 
 
 def new_recipe(sd: StableDiffusion, method: str, terms: list[Term], settings: Settings, **about) -> Recipe:
-    """A recipe without trainable tensors; it keeps the fingerprint that the model has now."""
+    """A recipe without trainable tensors yet, with the model's present fingerprint."""
     if sd.dtype == torch.float16 and sd.device.type == "cpu":
         raise ValueError("sd: expected float32 on a CPU, got float16; load it with dtype=torch.float32")
     settings = replace(settings, weighting=settings.weighting or sd.weighting)
@@ -102,7 +102,7 @@ def new_recipe(sd: StableDiffusion, method: str, terms: list[Term], settings: Se
 
 @contextmanager
 def unfreeze(params: dict[str, nn.Parameter]) -> Iterator[dict[str, nn.Parameter]]:
-    """Make parameters of a frozen model trainable, in float32; afterwards they hold the very numbers they had.
+    """Make parameters of a frozen model trainable, in float32; afterwards their old numbers are restored.
 
     On a GPU the original numbers are kept in CPU memory.
     """

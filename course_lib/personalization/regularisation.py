@@ -1,4 +1,4 @@
-"""Pictures that hold the meaning of a class while one of its members is learnt: found by their captions.
+"""Regularisation pictures (class images for prior preservation), found by their captions.
 
 Derived in: notebooks/13_custom_diffusion.ipynb, section "Pictures that hold the class".
 """
@@ -15,13 +15,13 @@ from course_lib.personalization.examples import Examples, encode, subject_exampl
 from course_lib.toybox.sets import pair_spec
 from course_lib.toybox.world import render
 
-SEARCHED = 2000  # captions that are searched, at least
+SEARCHED = 2000  # the least number of captions to search
 
 
 def toybox_regularisation(sd: StableDiffusion, noun: str, count: int = 100, *, threshold: float = 0.85) -> Examples:
-    """At most `count` pictures that the Toybox model learnt from, those whose captions are nearest to the class.
+    """At most `count` training pictures of the Toybox model, those with the captions nearest to the class.
 
-    Only these are drawn. Source: Kumari et al. 2023, section 3.2.
+    Only these are rendered. Source: Kumari et al. 2023, section 3.2.
     Raises ValueError for a count below 1, or if no caption is near enough.
     """
     if not isinstance(count, int) or count < 1:
@@ -35,12 +35,12 @@ def toybox_regularisation(sd: StableDiffusion, noun: str, count: int = 100, *, t
 
 def folder_regularisation(sd: StableDiffusion, folder: str | Path, noun: str, count: int = 200, *,
                           threshold: float = 0.85) -> Examples:  # fmt: skip
-    """At most `count` of the pictures in a folder, those whose captions (<picture>.txt) are nearest to the class.
+    """At most `count` of the pictures in a folder, those with the captions (<picture>.txt) nearest to the class.
 
     Raises ValueError if a caption is missing, a picture cannot be read, or no caption is near enough.
     """
     for file in image_sources(folder):
-        open_image(file)  # names what cannot be read
+        open_image(file)  # its error names a file that cannot be read
     captions = captions_beside(folder)
     if captions is None:
         raise ValueError(f"regularisation: expected a caption beside each picture, such as 1.txt beside 1.png, but "

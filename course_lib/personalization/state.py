@@ -1,9 +1,9 @@
-"""The state of a training on disk: all that the next step needs, so that a killed run goes on bit for bit.
+"""The state of a training on disk: all that the next step needs, so that a killed run continues bit for bit.
 
 Used by: notebooks/11_textual_inversion.ipynb, section "The loop".
 
-A state also holds what it was trained on: settings, precision, base model, and a hash of pictures, prompts and class
-pictures. It is refused for any other training.
+A state also records its training: settings, precision, base model, and a hash of pictures, prompts and class images.
+It is refused for any other training.
 """
 
 import hashlib
@@ -44,7 +44,7 @@ def save_state(path: Path, recipe: Recipe, optimizer, accelerator: Accelerator, 
 
 
 def keep_state(path: Path, recipe: Recipe, optimizer, accelerator: Accelerator, step: int) -> None:
-    """Save the state in one process of all; a full disk is no reason to end a training."""
+    """Save the state, in the main process only; if that fails (a full disk), warn and go on."""
     try:
         if accelerator.is_main_process:
             save_state(path, recipe, optimizer, accelerator, step)
@@ -66,8 +66,8 @@ def read_state(path: str | Path, mmap: bool = False) -> dict:
         raise ValueError(f"checkpoint: expected the state of an earlier training, but {path} is damaged "
                          f"({type(error).__name__}); begin anew with another file") from error  # fmt: skip
     if not hashes:
-        raise ValueError(f"checkpoint: {path} does not say which pictures it was trained on (an older version wrote "
-                         "it), so it cannot be checked; begin anew with another file")  # fmt: skip
+        raise ValueError(f"checkpoint: {path} has no record of the pictures it was trained on (an older version "
+                         "wrote it), so it cannot be checked; begin anew with another file")  # fmt: skip
     if not complete:
         raise ValueError(f"checkpoint: expected the state of an earlier training, but {path} is incomplete; begin anew "
                          "with another file")  # fmt: skip

@@ -1,4 +1,4 @@
-"""Textual Inversion: find a word for a subject in a model that stays exactly as it is.
+"""Textual Inversion: train a new word for a subject; the model itself is not changed.
 
 Derived in: notebooks/11_textual_inversion.ipynb.
 """
@@ -25,9 +25,9 @@ def recipe(sd: StableDiffusion, images, *, noun: str = "object", token: str = "<
     """Train one new row v* of the embedding table, and nothing else.
 
     v* = argmin_v E || eps - eps_theta(z_t, t, c(prompt with v)) ||^2.  Source: Gal et al. 2023, Eq. 2.
-    images: see `data.pictures.open_images`.  token: the new word, in lower case and brackets.  noun: the word or words
-    whose embedding it starts from (the mean of their sub-words).  vectors: rows for one word; "<v>" in a prompt then
-    stands for all of them.  templates: OBJECT or STYLE, or your own; captions: a sentence for each picture instead.
+    images: see `data.pictures.open_images`.  token: the new word (placeholder token), in lower case and brackets.
+    noun: the words whose mean embedding it starts from (initializer token).  vectors (num_vectors): rows for the new
+    word, all meant by "<v>".  templates: OBJECT, STYLE or your own; captions: a sentence for each picture instead.
     Raises ValueError for a token that exists or is not of that form, an unknown noun, or unreadable pictures.
     Derived in: notebooks/11_textual_inversion.ipynb, section "One row".
     """
@@ -44,7 +44,7 @@ def recipe(sd: StableDiffusion, images, *, noun: str = "object", token: str = "<
 
 @contextmanager
 def new_tokens(sd: StableDiffusion, recipe: Recipe, words: dict[str, str], vectors: int = 1) -> Iterator[None]:
-    """Add trainable rows for new words to a recipe; {"<v>": "cat"} says what each starts from."""
+    """Add trainable rows for new words to a recipe; words: {"<v>": "cat"}, each with the word it starts from."""
     rows = {name: noun for token, noun in words.items() for name in rows_of(token, vectors)}
     for token in rows:
         if trouble := token_trouble(sd.tokenizer, token):
@@ -56,5 +56,5 @@ def new_tokens(sd: StableDiffusion, recipe: Recipe, words: dict[str, str], vecto
 
 
 def rows_of(token: str, vectors: int) -> list[str]:
-    """["<v>", "<v>_1", ...]: the names of a word's rows, as diffusers has them."""
+    """["<v>", "<v>_1", ...]: the names of a word's rows, as in diffusers."""
     return [token, *[f"{token}_{k}" for k in range(1, vectors)]]

@@ -1,4 +1,4 @@
-"""A concept written as the files of other tools.
+"""Write a concept as files for other tools.
 
 Derived in: notebooks/14_multiple_concepts.ipynb, section "Which file opens where".
 
@@ -35,12 +35,12 @@ from course_lib.personalization.merge import uncompressed
 @torch.no_grad()
 def export(concept: Concept, folder: str | Path, sd: StableDiffusion, *, pipeline: bool = False,
            dtype: torch.dtype = torch.float32) -> Path:  # fmt: skip
-    """Write a concept as the files that other tools expect of its method; returns the folder.
+    """Write a concept as the files that other tools expect for its method; returns the folder.
 
-    folder: made if it is not there.  sd: the base model.  dtype: of the numbers in the file.
+    folder: made if it is missing.  sd: the base model.  dtype: of the numbers in the file.
     pipeline: write the whole model instead, with the weights folded in and the words in its tokenizer. That is large,
-    needs neither processors nor peft, and is what DreamBooth has anyway.
-    Raises ValueError if the concept is of another base model, has a word that looks like a row of another, or numbers
+    but needs neither processors nor peft; DreamBooth is always written so.
+    Raises ValueError if the concept is of another base model, has a token that is the name of another's row, or numbers
     that are not finite in this dtype.
     """
     check_base(sd, concept)
@@ -56,7 +56,7 @@ def export(concept: Concept, folder: str | Path, sd: StableDiffusion, *, pipelin
     words = together(concept.about.get("rows", ()), tensors.pop("tokens", ()))
     if concept.method == "textual_inversion" and len(words) == 1:
         files = {WORDS: words}
-    else:  # a file for each word: diffusers reads one from each
+    else:  # a file for each word, since diffusers reads one word from a file
         files = {_file_name(token): {token: rows.squeeze(0)} for token, rows in words.items()}
     if concept.method == "custom_diffusion":
         files[CUSTOM] = _processors(tensors, sd, dtype)
@@ -87,7 +87,7 @@ def _file_name(token: str) -> str:
 def _processors(tensors: dict[str, Tensor], sd: StableDiffusion, dtype: torch.dtype) -> dict[str, Tensor]:
     """Keys and values as the weights of diffusers' attention processors.
 
-    Its loader wants an entry for every attention; an empty one stands for "as it was".
+    Its loader expects an entry for every attention layer; an empty one means "unchanged".
     """
     files = {name: torch.empty(0, dtype=dtype) for name in sd.unet.attn_processors if ".attn2." not in name}
     for name, layer in key_value_layers(sd.unet).items():

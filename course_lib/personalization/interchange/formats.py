@@ -1,4 +1,4 @@
-"""File names of other tools, and tensors under their names: for `export` and `load`.
+"""File names of other tools, and conversions of tensors, for `export` and `load`.
 
 Derived in: notebooks/14_multiple_concepts.ipynb, section "Which file opens where".
 """
@@ -20,7 +20,7 @@ def parameters(sd: StableDiffusion) -> dict[str, Tensor]:
 
 
 def few(names) -> str:
-    """The first three of a list, and how many more there are: a message is read, a list of hundreds is not."""
+    """The first three names of a list, and how many more there are, for a message."""
     names = [str(name) for name in names]
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
@@ -41,7 +41,7 @@ def lora_pairs(tensors: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def folded(pairs: dict[str, tuple[Tensor, Tensor]], sd: StableDiffusion) -> dict[str, Tensor]:
-    """W + B A for each layer, in float32; where it does not fit, B A alone, for `_check` to name."""
+    """W + B A for each layer, in float32; where it does not fit, B A alone, so that `_check` names it."""
     have, weights = parameters(sd), {}
     for layer, (down, up) in pairs.items():
         change, base = up.flatten(1) @ down.flatten(1), have.get(f"{layer}.weight")

@@ -1,10 +1,10 @@
-"""Files of other tools read as a concept: diffusers, the authors' Custom Diffusion, peft, the common web interfaces.
+"""Read files of other tools as a concept: diffusers, the authors' Custom Diffusion, peft, the common web interfaces.
 
 Derived in: notebooks/14_multiple_concepts.ipynb, section "Which file opens where".
 
-Read are the files that `export` writes, whoever wrote them, and: the authors' delta.bin, compressed or not, embeddings
-of web interfaces and of the first Textual Inversion (.pt, .safetensors), and the LoRA files of `lora_files`. A pickle
-is opened only if it holds tensors and nothing that runs.
+It reads the kinds of files that `export` writes; the authors' delta.bin, compressed or not; embeddings of web
+interfaces and of the first Textual Inversion (.pt, .safetensors); and the LoRA files of `lora_files`. A pickle is
+opened only if it holds tensors and no code.
 """
 
 import pickle
@@ -29,12 +29,12 @@ from course_lib.personalization.textual_inversion import rows_of
 
 @torch.no_grad()
 def load_foreign(path: str | Path, sd: StableDiffusion, words: dict[str, str] | None = None) -> Concept:
-    """Read another tool's file, or the folder that it is in, as a concept of this model; what it is, the file tells.
+    """Read another tool's file, or its folder, as a concept of this model; the format is detected from the contents.
 
-    words: {"<v>": "cat"}: a new name, and the class noun, for each word in the file, in its order.  By default the
+    words: {"<v>": "cat"}: a new name and the class noun for each word in the file, in the file's order.  By default the
     file's names, in lower case and brackets, and no noun.
-    Raises ValueError if it is none of the kinds above, a pickle that holds more than tensors, of another model, or if a
-    number is not finite.
+    Raises ValueError if the file is of no kind above, is a pickle that holds more than tensors, fits another model, or
+    holds NaN or infinity.
     """
     path = Path(path).expanduser()
     if (path / "model_index.json").is_file():
@@ -47,7 +47,7 @@ def load_foreign(path: str | Path, sd: StableDiffusion, words: dict[str, str] | 
     lora_files.refuse_other_adapters(content, path)
     if "emb_params" in content or isinstance(content.get("string_to_param"), dict):
         named = content["string_to_param"] if "string_to_param" in content else {"*": content["emb_params"]}
-        name = str(content.get("name") or path.stem)  # "*" is what such files call any word
+        name = str(content.get("name") or path.stem)  # such files call any word "*"
         return _concept(sd, {name if key == "*" else key: rows for key, rows in named.items()}, {}, words, path)
     if isinstance(content.get("unet"), dict):
         weights, relative = _delta(content, sd)
@@ -77,7 +77,7 @@ def _main_file(path: Path) -> Path:
 
 
 def _read(path: Path) -> tuple[dict, dict]:
-    """What is in a file, and its metadata."""
+    """The contents of a file, and its metadata."""
     check_pointer(path)
     try:
         with open(path, "rb") as file:
@@ -85,12 +85,12 @@ def _read(path: Path) -> tuple[dict, dict]:
         if safe:
             with safe_open(path, "pt") as file:
                 return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
-        with torch.serialization.safe_globals([nn.ParameterDict]):  # a bag of tensors, in the first Textual Inversion
+        with torch.serialization.safe_globals([nn.ParameterDict]):  # of tensors, in the first Textual Inversion
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(f"path: expected tensors only, but {path} is damaged or holds code that would run on opening; "
                          "ask its maker for a safetensors file") from error  # fmt: skip
-    except Exception as error:  # what torch raises for a file of some other kind is not fixed
+    except Exception as error:  # torch raises many kinds for files that are none of its own
         raise ValueError(f"path: expected a safetensors or torch file, but {path} cannot be read ({error})") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise ValueError(f"path: expected named tensors, got {type(content).__name__} in {path}")
@@ -104,7 +104,7 @@ def _words_beside(path: Path) -> dict[str, Tensor]:
     files = [file for file in sorted(path.parent.iterdir()) if named.fullmatch(file.name)]
     found = {token: row for file in files for token, row in _read(file)[0].items()}
     if not found:
-        warnings.warn(f"{path.parent}: no file of a word, such as <new1>.safetensors: only weights", stacklevel=4)
+        warnings.warn(f"{path.parent}: no file of a word, such as <new1>.safetensors; weights only", stacklevel=4)
     return found
 
 
@@ -136,7 +136,7 @@ def _concept(sd: StableDiffusion, rows: dict, weights: dict, words: dict[str, st
 
 
 def _token(name: str) -> str:
-    """A word's name in a file -> in the form that both tokenizers and pipelines treat well."""
+    """A word's name in a file -> a name that tokenizers and pipelines handle: lower case, in brackets."""
     return "<" + re.sub(r"[\s<>]+", "-", name.lower().strip(" <>")) + ">"
 
 
@@ -166,7 +166,7 @@ def _delta(content: dict, sd: StableDiffusion) -> tuple[dict[str, Tensor], bool]
     weights = {f"unet.{name}": value for name, value in content["unet"].items()}
     for name, value in content.get("text_encoder", {}).items():
         name = names.get(lora_files.flat(f"text_encoder.{name}"))
-        if name is not None:  # the rows of new words stand under modifier_token
+        if name is not None:  # the rows of new words are under modifier_token
             value = value[: len(have[name])] if name.endswith("token_embedding.weight") else value
             weights |= {} if _same(value.float(), have[name]) else {name: value}
     thin = {name.removesuffix(".weight"): (value["v"].float(), value["u"].float())

@@ -26,7 +26,7 @@ SPELLINGS = {
 
 
 def refuse_other_adapters(content: dict, path: Path) -> None:
-    """Raise a ValueError for what stands in the same kind of file as LoRA, and is something else."""
+    """Raise a ValueError for adapters other than LoRA, which come in the same kind of file."""
     for mark, kind in OTHERS.items():
         if any(mark in key for key in content):
             raise ValueError(f"path: expected LoRA, but {path} is {kind}, whose change of a weight is not one product "
@@ -34,9 +34,9 @@ def refuse_other_adapters(content: dict, path: Path) -> None:
 
 
 def read(content: dict, note: dict, sd: StableDiffusion, path: Path) -> tuple[dict[str, Tensor], int | None]:
-    """(thin matrices by our names, their rank); for layers that ours leaves alone (the weights they amount to, None).
+    """(A and B by our names, their rank); if the file has layers that our LoRA does not train: (whole weights, None).
 
-    The scale is multiplied in; zeros fill up to one rank.  Raises ValueError for a tensor that fits no layer.
+    The scale is multiplied into B; zeros fill up to one rank.  Raises ValueError for a tensor that fits no layer.
     """
     pairs = _scaled_pairs(content, _settings(note, path), sd, path)
     ours = [layer.endswith(lora.LAYERS[layer.partition(".")[0]]) and A.ndim == 2 for layer, (A, _) in pairs.items()]
@@ -75,7 +75,7 @@ def _scaled_pairs(content: dict, settings: dict, sd: StableDiffusion, path: Path
 
 
 def _settings(note: dict, path: Path) -> dict:
-    """{"unet.lora_alpha": ...}: diffusers has them in the file's metadata, peft in a file beside it."""
+    """{"unet.lora_alpha": ...}: diffusers writes them to the file's metadata, peft to a file beside it."""
     beside = path.with_name("adapter_config.json")
     if not path.name.startswith("adapter_model") or not beside.is_file():
         return json.loads(note.get("lora_adapter_metadata") or "{}")
@@ -84,7 +84,7 @@ def _settings(note: dict, path: Path) -> dict:
 
 
 def _scale(layer: str, rank: int, alphas: dict[str, float], settings: dict) -> float:
-    """alpha / r, where alpha stands beside the matrices (kohya), in the settings (peft), or is r as none is given."""
+    """alpha / r: alpha is beside the matrices (kohya) or in the settings (peft); without one it is r."""
     part, _, name = layer.partition(".")
     patterns = settings.get(f"{part}.alpha_pattern") or {}
     matching = [value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", name)]
@@ -93,7 +93,7 @@ def _scale(layer: str, rank: int, alphas: dict[str, float], settings: dict) -> f
 
 
 def flat(name: str, per_block: int = 2) -> str:
-    """One spelling for a layer, whichever a file has.  per_block: layers of a block, where they are counted through."""
+    """One spelling for a layer's name in any file.  per_block: layers of a block, for names with one count."""
 
     def block(match: re.Match) -> str:  # "output_blocks_5_1_" -> "up_blocks_1_attentions_2_"
         which, layer = divmod(int(match[2]) - (match[1] == "input"), per_block + 1)
@@ -105,5 +105,5 @@ def flat(name: str, per_block: int = 2) -> str:
         name = name.replace(old, new)
     name = re.sub(r"(input|output)_blocks_(\d+)_([01])_", block, name)
     name = re.sub("to_out$", "to_out_0", name)
-    name = re.sub("^(text_model_)?(encoder_layers_)", r"text_encoder_\2", name)  # peft has a file for each network
+    name = re.sub("^(text_model_)?(encoder_layers_)", r"text_encoder_\2", name)  # peft writes a file for each network
     return name if name.startswith(("unet_", "text_encoder_")) else f"unet_{name}"
