@@ -194,7 +194,7 @@ def draws_of_two_terms(weight):
 
 @pytest.fixture
 def features(sd):
-    return PromptFeatures(sd, SimpleNamespace(tokens=None, text_learns=False))
+    return PromptFeatures(sd, SimpleNamespace(tokens=None, trains_text=False))
 
 
 @pytest.mark.parametrize("weighting", ["eps", "v", "min_snr"])

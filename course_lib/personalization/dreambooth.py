@@ -30,7 +30,7 @@ def recipe(sd: StableDiffusion, images, *, noun: str, token: str = "sks", prior:
     terms, about = terms_of(sd, images, noun, token, prior, prior_weight, captions, flip)
     settings = settings or SETTINGS[sd.defaults.settings]
     recipe = new_recipe(sd, "dreambooth", terms, settings, **about, rank=None, text=text)
-    recipe.text_learns = text
+    recipe.trains_text = text
     with unfreeze({f"{part}.{name}": param for part, network in trained_networks(sd, text).items()
                    for name, param in network.named_parameters()}) as recipe.params:  # fmt: skip
         yield recipe

@@ -33,7 +33,7 @@ class PromptFeatures:
 
     def _fixed(self, prompt: str) -> bool:
         tokens = self.recipe.tokens.tokens if self.recipe.tokens else ()
-        return not self.recipe.text_learns and not any(token in prompt.lower() for token in tokens)
+        return not self.recipe.trains_text and not any(token in prompt.lower() for token in tokens)
 
     def __call__(self, prompts: list[str]) -> Tensor:
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.cache]

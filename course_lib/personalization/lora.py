@@ -34,7 +34,7 @@ def recipe(sd: StableDiffusion, images, *, noun: str, token: str = "sks", rank: 
     terms, about = terms_of(sd, images, noun, token, prior, prior_weight, captions, flip)
     settings = settings or SETTINGS[sd.defaults.settings]
     recipe = new_recipe(sd, "lora", terms, settings, **about, rank=rank, text=text)
-    recipe.text_learns = text
+    recipe.trains_text = text
     with attach(trained_networks(sd, text), rank, settings.seed) as recipe.params:
         yield recipe
 

@@ -77,7 +77,7 @@ class Recipe:
     method: its name.  params: name -> Parameter, the tensors that are trained.  terms: the data.  settings: how.
     about: notes for writing prompts (tokens, class noun ...), saved with the concept.  base, fingerprint, dtype: of
     the model.
-    tokens: rows for new words, if there are any.  text_learns: whether weights of the text encoder are in params.
+    tokens: rows for new words, if there are any.  trains_text: whether weights of the text encoder are in params.
     """
 
     method: str
@@ -89,7 +89,7 @@ class Recipe:
     fingerprint: Tensor
     dtype: str
     tokens: NewTokens | None = None
-    text_learns: bool = False
+    trains_text: bool = False
 
 
 def new_recipe(sd: StableDiffusion, method: str, terms: list[Term], settings: Settings, **about) -> Recipe:
