@@ -82,17 +82,17 @@ def _accelerator() -> str | None:
 
 def on_cpu() -> bool:
     """Whether there is no accelerator. `Accelerator(cpu=on_cpu())` can then join several CPU processes."""
-    return _accelerator() is None
+    return device().type == "cpu"
 
 
 def device_name() -> str:
     """The name of the hardware, to record beside a measured number: "CPU, 2 cores" or the name of the GPU."""
     import torch
 
-    if torch.cuda.is_available():
+    if device().type == "cuda":
         return torch.cuda.get_device_name()
     cores = usable_cores()
-    return "Apple MPS" if torch.backends.mps.is_available() else f"CPU, {cores} core{'s' if cores != 1 else ''}"
+    return "Apple MPS" if device().type == "mps" else f"CPU, {cores} core{'s' if cores != 1 else ''}"
 
 
 def usable_cores() -> int:

@@ -494,6 +494,7 @@ def test_a_lora_of_comfyui_is_read(sd, lora, tmp_path, names):
 def test_original_names_mean_the_layers_that_diffusers_converts_them_to():
     """Two layers a block, as in Stable Diffusion 1, against diffusers' own table of a checkpoint's names."""
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint as convert
+
     config = {"layers_per_block": 2, "class_embed_type": None, "addition_embed_type": None}
     parts = {f"{where}_blocks.{k}.{part}" for where in ("input", "output") for k in range(12) for part in (0, 1)}
     parts -= {f"input_blocks.{k}.{part}" for k, part in ((0, 0), (0, 1), (3, 0), (3, 1), (6, 0), (6, 1), (9, 0), (9, 1),

@@ -161,7 +161,7 @@ def generated_examples(sd: StableDiffusion, prompt: str, count: int = 100, *, w:
     path = folder / f"{digest[:16]}.safetensors"
     have = torch.empty(0)
     if path.is_file():
-        with contextlib.suppress(SafetensorError):  # a damaged file is drawn again
+        with contextlib.suppress(SafetensorError, KeyError):  # a damaged file is drawn again
             have = load_file(path)["z0"]
     if len(have) < count:
         eps_model, parts = sd.guided(prompt, w), [have] if len(have) else []

@@ -47,7 +47,12 @@ def merge_concepts(sd: StableDiffusion, concepts: Sequence[Concept], captions: S
         own = [concept.tensors.get(name, base).to(sd.device) for concept in concepts]
         tensors[name] = merge_weights(own, base, targets, regularisation, ridge).float().cpu()
     about |= {"token": about["tokens"][0], "noun": about["nouns"][0], "merged": len(concepts)}
-    return Concept("custom_diffusion", tensors, concepts[0].base, about, {"ridge": ridge}, concepts[0].fingerprint)
+    return Concept("custom_diffusion", tensors, concepts[0].base, about, {"ridge": ridge}, _fingerprint(concepts))
+
+
+def _fingerprint(concepts: Sequence[Concept]) -> Tensor | None:
+    """The base model's; a file of another tool does not say it."""
+    return next((concept.fingerprint for concept in concepts if concept.fingerprint is not None), None)
 
 
 @torch.no_grad()
@@ -103,8 +108,7 @@ def mix_loras(concepts: Sequence[Concept]) -> Concept:
     about = {f"{key}s": [value for c in concepts for value in c.about.get(f"{key}s") or [c.about.get(key, "")]]
              for key in ("token", "noun")}  # fmt: skip
     about |= {"token": about["tokens"][0], "noun": about["nouns"][0], "rank": sum(ranks), "merged": len(concepts)}
-    prints = [concept.fingerprint for concept in concepts if concept.fingerprint is not None]
-    return Concept("lora", tensors, concepts[0].base, about, {}, prints[0] if prints else None)
+    return Concept("lora", tensors, concepts[0].base, about, {}, _fingerprint(concepts))
 
 
 # ---- fewer bytes ----
