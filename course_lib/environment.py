@@ -221,11 +221,12 @@ def write_whole(path: str | Path) -> Iterator[Path]:
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for file in path.parent.glob(f"{glob.escape(path.name)}.*.tmp"):
-        pid = file.name.removeprefix(f"{path.name}.").removesuffix(".tmp")
+    ours = f"{path.name}.{platform.node()}."  # machines that share a folder know only their own processes
+    for file in path.parent.glob(f"{glob.escape(ours)}*.tmp"):
+        pid = file.name.removeprefix(ours).removesuffix(".tmp")
         if pid.isdigit() and not psutil.pid_exists(int(pid)):
             file.unlink(missing_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{ours}{os.getpid()}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)

@@ -52,9 +52,9 @@ def read(path: Path, setting: dict, *tables: str) -> dict:
 
 
 def start(path: Path, setting: dict, *tables: str, fresh: bool = False) -> dict:
-    """As `read`, once at the start of a measurement; fresh=True forgets what `path` holds."""
-    if fresh:
-        path.unlink(missing_ok=True)
+    """As `read`, once at the start of a measurement; fresh=True puts the old file aside, as <name>.old."""
+    if fresh and path.is_file():
+        path.replace(path.with_name(f"{path.name}.old"))
     return read(path, setting, *tables)
 
 

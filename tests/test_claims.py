@@ -219,6 +219,8 @@ def test_verdicts_follow_from_intervals():
     one = Estimate(1.0, -math.inf, math.inf, 1)
     assert verdict_of(above, above) == "holds" and verdict_of(above, below) == "does not hold"
     assert verdict_of(above, across) == verdict_of(one) == "cannot tell"
+    with pytest.raises(ValueError, match="gains: expected at least one"):
+        verdict_of()
 
 
 def test_equal_steps_are_told_from_small_weights():

@@ -1,6 +1,7 @@
 """Profiles and sizes."""
 
 import hashlib
+import platform
 
 import numpy as np
 import pytest
@@ -142,7 +143,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     with pytest.raises(OSError, match="full"), environment.write_whole(path) as temporary:
         temporary.write_text("sec")
         raise OSError("disk full")
-    path.with_name("file.txt.999999999.tmp").write_text("of a killed process")
+    path.with_name(f"file.txt.{platform.node()}.999999999.tmp").write_text("of a killed process")
     path.with_name("file.txt.notes.tmp").write_text("the reader's own")
     with environment.write_whole(path) as temporary:
         temporary.write_text("third")

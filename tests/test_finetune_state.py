@@ -251,6 +251,18 @@ def test_a_loss_that_is_not_a_number_stops_before_the_state_is_saved(sd, tmp_pat
             train(recipe, sd)
 
 
+def test_an_infinite_gradient_stops_before_the_state_is_saved(sd, tmp_path):
+    """The loss is finite then, and only the weights of the step would be lost."""
+    path = tmp_path / "state.pt"
+    with inversion(sd, steps=6) as recipe:
+        loop = finetune.finetune(sd, recipe, checkpoint=path, save_every=2)
+        assert [next(loop)[0], next(loop)[0]] == [1, 2]
+        recipe.params["tokens"].register_hook(lambda grad: grad * torch.inf)
+        with pytest.raises(FloatingPointError, match=r"not a number at step 4; .*state.pt holds the last good state\."):
+            list(loop)
+    assert torch.load(path, weights_only=True)["step"] == 2
+
+
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("unexpected pos 64 vs 0")])
 def test_a_full_disk_warns_and_leaves_the_old_state(sd, tmp_path, monkeypatch, error):
     path = tmp_path / "state.pt"

@@ -38,7 +38,7 @@ def test_rows_of_another_setting_are_refused_in_one_sentence(path, other, words)
 
 def test_fresh_replaces_them(path):
     assert records.start(path, SETTING | dict(dtype="float32"), "rows", fresh=True)["rows"] == {}
-    assert not path.exists()
+    assert not path.exists() and path.with_name(f"{path.name}.old").is_file()  # nothing measured is lost
 
 
 def test_judging_again_does_not_change_the_day_of_the_measurement(path):

@@ -215,7 +215,7 @@ def test_known_hashes_are_checked_after_a_download(tmp_path, monkeypatch):
     assert (fetch(replace(entry, sha256={PLAIN[0]: right})) / PLAIN[0]).is_file()
 
 
-def test_the_shipped_folder_by_its_path_is_the_miniature(tmp_path):
+def test_the_shipped_folder_by_its_path_is_the_toybox_model(tmp_path):
     """So that a path gets the settings that suit the model; another folder is known by its path alone."""
     toybox = registry.MODELS["toybox"]
     assert registry.resolve(toybox.folder) is toybox and registry.resolve(f"{toybox.folder}/../toybox-sd") is toybox

@@ -125,7 +125,9 @@ class Run:
             for param in self.net.parameters():
                 if param.grad is not None:
                     param.grad = self.accelerator.reduce(param.grad, "mean")
-        self.accelerator.clip_grad_norm_(self.net.parameters(), self.clip)
+        norm = self.accelerator.clip_grad_norm_(self.net.parameters(), self.clip)
+        if not self.accelerator.scaler:  # which skips infinite gradients itself
+            self.total = self.total + 0 * norm  # not a number if the norm is infinite, see _check_finite
         for group in self.optimizer.param_groups:
             group.update(self.hyperparameters(self.step))
         self.optimizer.step()

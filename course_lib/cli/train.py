@@ -129,13 +129,22 @@ def check_train(args):
 def only_one(out):
     """Raise a ValueError while another training, on this machine, has the same --out; a killed one holds nothing."""
     lock = cache_dir() / "locks" / hashlib.sha256(str(out.expanduser().resolve()).encode()).hexdigest()[:16]
-    lock.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(lock, timeout=0):
-            yield
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        held = FileLock(lock, timeout=0)
+        held.acquire()
     except Timeout:
         raise ValueError(f"out: expected a name of its own for each training, but another one is writing {out}; wait "
                          "for it, or choose another name") from None  # fmt: skip
+    except OSError as error:
+        warnings.warn(f"{lock.parent} cannot be written ({error}), so a second training with this --out would not be "
+                      "noticed; COURSE_CACHE names another folder", stacklevel=2)  # fmt: skip
+        held = None
+    try:
+        yield
+    finally:
+        if held:
+            held.release()
 
 
 def pictures_and_captions(args):
@@ -207,7 +216,8 @@ def start_state(args, state):
                              "train it anew")  # fmt: skip
         return {}
     try:
-        return read_state(state, mmap=True)
+        saved = read_state(state, mmap=True)
+        return {key: saved[key] for key in ("step", "settings", "dtype")}  # the file itself is not held open
     except ValueError as error:
         raise ValueError(f"{error} (--fresh begins anew)") from error
 
@@ -355,7 +365,9 @@ def tell_end(args, state, seconds):
     if state.is_file():
         print(f"{state} ({human_size(state)}) is there to go on with more --steps; delete it when the concept is good")
     command = ["sample", "--concept", str(args.out), "--base", args.base, "--prompt", "a photo of a {} on the beach"]
-    print("next:  python -m course_lib.personalize", shlex.join([*command, "--out", f"{args.out.stem}.png"]))
+    print(
+        "next:  python -m course_lib.personalize", shlex.join([*command, "--out", f"{args.out.stem}_on_the_beach.png"])
+    )
 
 
 def new_scenes(args, recipe):

@@ -126,7 +126,8 @@ def image_sources(source: str | Path | Sequence) -> Sequence:
     rest = [path.name for path in sorted(folder.iterdir()) if path not in used and not path.name.startswith(".")]
     if not files:
         found = f"only {', '.join(rest[:3])}" if rest else "nothing"
-        raise ValueError(f"images: expected PNG, JPEG or WebP files in {folder}, found {found}")
+        drawn = " (pictures that this course drew do not count)" if any(map(is_marked, folder.iterdir())) else ""
+        raise ValueError(f"images: expected PNG, JPEG or WebP files in {folder}, found {found}{drawn}")
     if rest:
         more = f" and {len(rest) - 5} more" if len(rest) > 5 else ""
         warnings.warn(f"images: left out of {folder}, other files or drawn by this course: {', '.join(rest[:5])}{more}",

@@ -25,6 +25,8 @@ def verdict_of(*gains: Estimate) -> str:
 
     "holds" if every interval lies above 0, "does not hold" if one lies below 0, else "cannot tell".
     """
+    if not gains:
+        raise ValueError("gains: expected at least one estimate, got none")
     if all(gain.low > 0 for gain in gains):
         return "holds"
     return "does not hold" if any(gain.high < 0 for gain in gains) else "cannot tell"

@@ -290,9 +290,7 @@ def _repeat(features: Tensor, count: int) -> Tensor:
 
 
 def _default_dtype(device: torch.device) -> torch.dtype:
-    if device.type != "cuda":
-        return torch.float32
-    return torch.bfloat16 if environment.mixed_precision(device) == "bf16" else torch.float16
+    return environment.quick_dtype(device) if device.type == "cuda" else torch.float32
 
 
 def _short_of_memory(device: torch.device) -> bool:

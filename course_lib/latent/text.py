@@ -133,10 +133,10 @@ class NewTokens(nn.Module):
         if not rows:
             raise ValueError('words: expected new tokens with a word each, such as {"<v>": "cat"}, got none')
         new = cls(table, torch.stack(rows), list(words))
-        sd.tokenizer = copy.deepcopy(tokenizer)  # a word cannot be removed again, so it is added to a copy
-        sd.tokenizer.add_tokens(list(words))
-        sd.text_encoder.set_input_embeddings(new)
         try:
+            sd.tokenizer = copy.deepcopy(tokenizer)  # a word cannot be removed again, so it is added to a copy
+            sd.tokenizer.add_tokens(list(words))
+            sd.text_encoder.set_input_embeddings(new)
             yield new
         finally:
             sd.text_encoder.set_input_embeddings(table)

@@ -139,10 +139,10 @@ def finetune(sd: StableDiffusion, recipe: Recipe, *, checkpoint: str | Path | No
     with _training_mode(sd, s.gradient_checkpointing), _quick_attention(sd):
         for step in range(done + 1, s.steps + 1):
             loss = _backward(sd, recipe, features, accelerator, step)
-            accelerator.clip_grad_norm_(params, s.clip)
+            norm = accelerator.clip_grad_norm_(params, s.clip)
             for group in optimizer.param_groups:
                 group["lr"] = s.lr * min(1.0, step / (s.warmup or 1))
-            checked = checked + loss
+            checked = checked + loss + (0 if accelerator.scaler else 0 * norm)  # a scaler skips infinite gradients
             saves = bool(path) and (step % save_every == 0 or step == s.steps)
             if step % 20 == 0 or step == s.steps or saves:
                 _check_finite(checked, step, path)  # before it reaches the weights

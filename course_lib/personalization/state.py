@@ -32,7 +32,7 @@ def save_state(path: Path, recipe: Recipe, optimizer, accelerator: Accelerator, 
     """Write the state whole or not at all.  Raises OSError if that fails."""
     state = dict(
         step=step, method=recipe.method, settings=asdict(recipe.settings), about=recipe.about, dtype=recipe.dtype,
-        fingerprint=recipe.fingerprint, data=data_hashes(recipe),
+        processes=accelerator.num_processes, fingerprint=recipe.fingerprint, data=data_hashes(recipe),
         params={name: param.detach() for name, param in recipe.params.items()}, optimizer=optimizer.state_dict(),
         scaler=accelerator.scaler.state_dict() if accelerator.scaler else None,
     )  # fmt: skip
@@ -78,6 +78,10 @@ def load_state(path: Path, recipe: Recipe, optimizer, accelerator: Accelerator) 
     """Continue from a saved state; returns its step.  Raises ValueError if it is damaged or of another training."""
     state = read_state(path)
     _check_same_training(state, path, recipe)
+    if state.get("processes", 1) != accelerator.num_processes:
+        raise ValueError(
+            f"processes: {path} was written by {state['processes']}, got {accelerator.num_processes}; {ANEW}"
+        )
     try:
         for name, param in recipe.params.items():
             param.data.copy_(state["params"][name])

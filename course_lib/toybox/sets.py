@@ -1,6 +1,6 @@
 """Data sets of the Toybox world, drawn on all cores the first time and read from a cache file afterwards.
 
-`pairs` gives pictures with captions, the training data of the miniature Stable Diffusion. `toybox10` gives the labelled
+`pairs` gives pictures with captions, the training data of the Toybox model. `toybox10` gives the labelled
 pictures of ten nouns that Part 1 uses beside CIFAR-10.
 
 Used by: notebooks/02_ddpm_sampling.ipynb and notebooks/05_latent_diffusion.ipynb.
