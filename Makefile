@@ -9,7 +9,7 @@ BIN    := $(VENV)/bin
 endif
 PY     := $(BIN)/python
 STAMP  := $(VENV)/.installed
-# Jupyter refuses the root user unless told; in a container everybody is root.
+# Jupyter runs as root only with this option; in a container every user is root.
 ROOT   := $(if $(filter 0,$(shell id -u 2>/dev/null)),--allow-root)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -43,7 +43,7 @@ course: $(STAMP) ## run every notebook and time it (PROFILE=smoke|cpu|gpu, ONLY=
 pages: $(STAMP) ## HTML pages of the notebooks as they are, into build/, to be read without a network
 	$(PY) tools/pages.py
 
-notebooks: $(STAMP) ## the same, and keep the outputs in the notebooks
+notebooks: $(STAMP) ## as `make course`, and store the outputs in the notebooks
 	$(PY) tools/run_course.py --write $(if $(PROFILE),--profile $(PROFILE)) $(if $(ONLY),--only $(ONLY))
 
 test: $(STAMP) ## all tests, and every notebook in the smoke profile
@@ -54,7 +54,7 @@ lint: $(STAMP) ## ruff: rules and formatting
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
-claims: $(STAMP) ## measure the methods of Part 4 and judge the claims (rows that are there already stay)
+claims: $(STAMP) ## measure the methods of Part 4 and judge the claims (rows that exist are kept)
 	$(PY) measurements/methods.py
 	$(PY) measurements/claims.py
 
@@ -68,7 +68,7 @@ slides: ## build the slide decks
 LAUNCH  ?= python
 MINUTES ?= 60
 SD      := data/checkpoints/toybox-sd
-train-toybox: $(STAMP) ## train and measure everything of the Toybox from nothing (MINUTES= for each stage, LAUNCH=)
+train-toybox: $(STAMP) ## train and measure all Toybox models from nothing (MINUTES= for each stage, LAUNCH=)
 	$(BIN)/$(LAUNCH) training/toybox_vae.py --minutes $(MINUTES) --ship $(SD)/vae
 	$(BIN)/$(LAUNCH) training/toybox_clip.py --minutes $(MINUTES) --ship $(SD)
 	$(BIN)/$(LAUNCH) training/toybox_unet.py --minutes $(MINUTES) --ship $(SD)

@@ -1,4 +1,4 @@
-"""What both ways of the benchmark of personalization share: base model, settings, pictures, timing in turns."""
+"""Shared by both ways of the benchmark of personalization: base model, settings, pictures, timing in turns."""
 
 import argparse
 import gc
@@ -37,12 +37,12 @@ FOREVER = 10**9
 
 
 def plain_dtype(args: argparse.Namespace) -> torch.dtype:
-    """Half precision is the usual thing on a GPU, and not on a CPU."""
+    """Half precision on a GPU and float32 on a CPU, as is usual."""
     return torch.float32 if args.device == "cpu" else quick_dtype(torch.device(args.device))
 
 
 def base_model(args: argparse.Namespace, dtype: torch.dtype) -> StableDiffusion:
-    """The model, anew; the random one with as many words as the real one, so that its embedding matrix is as large."""
+    """A new model; the random one has as many words as the real one, so its embedding matrix is as large."""
     if args.base != "sd15-random":
         return load(args.base, args.device, dtype)
     full_size = runpy.run_path(str(REPO / "benchmarks" / "sd15_random.py"))
@@ -55,7 +55,7 @@ def base_model(args: argparse.Namespace, dtype: torch.dtype) -> StableDiffusion:
 
 
 def defaults_of(base: str) -> Defaults:
-    """What suits a base model; the random one has the layout of Stable Diffusion 1.5."""
+    """The defaults of a base model; the random one has the layout of Stable Diffusion 1.5."""
     return MODELS[base].defaults if base in MODELS else Defaults()
 
 
@@ -84,7 +84,7 @@ def draw_prior(sd: StableDiffusion, folder: Path, count: int, seed: int, steps: 
 
 
 def draw_regularisation(sd: StableDiffusion, folder: Path, count: int, search: bool = True) -> list:
-    """Pictures of the Toybox world as files: [(path, caption), ...]; those that are found, or any."""
+    """Pictures of the Toybox world as files: [(path, caption), ...]; those that the search finds, or any."""
     pairs = [pair_spec(k) for k in range(max(SEARCHED, 20 * count) if search else count)]
     captions = [caption for _, caption in pairs]
     found = custom_diffusion.retrieve(sd, captions, f"a photo of a {NOUN}", count) if search else range(count)
@@ -113,7 +113,7 @@ def recipe(sd: StableDiffusion, method: str, settings: Settings, others: list, a
 
 
 def prepared(device: torch.device, make: Callable) -> tuple[Callable, float | None, list[float]]:
-    """What `make` gives after two steps, the GPU memory that these took beside the weights (GiB), and their losses."""
+    """The step function of `make` after two steps, their GPU memory beside the weights (GiB), and their losses."""
     cuda = device.type == "cuda"
     held = torch.cuda.memory_allocated() if cuda else 0
     if cuda:
@@ -125,7 +125,7 @@ def prepared(device: torch.device, make: Callable) -> tuple[Callable, float | No
 
 
 def release() -> None:
-    """Give back GPU memory that nothing holds any more."""
+    """Free GPU memory that is no longer used."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -153,7 +153,7 @@ def compared(times: dict[str, list], unit: str, scale: float) -> dict:
             unit: {name: round(scale * statistics.median(values), 2) for name, values in times.items()}}  # fmt: skip
 
 
-def tell(row: dict) -> None:
+def print_row(row: dict) -> None:
     times = row.get("ms") or row["seconds"]
     unit = "ms" if "ms" in row else "s"
     verdicts = ", ".join(f"{key} {'reached' if ok else 'missed'}" for key, ok in row.get("targets", {}).items())

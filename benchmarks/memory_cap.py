@@ -28,23 +28,23 @@ from course_lib.personalization.recipe import Recipe
 
 
 def capped_rows(args: argparse.Namespace) -> Iterator[dict]:
-    """DreamBooth of the whole UNet under each cap, with what our memory plan switches on, and at last without a cap."""
+    """DreamBooth of the whole UNet under each cap, with the options of our memory plan, and at last without a cap."""
     total = torch.cuda.get_device_properties(0).total_memory
-    torch.cuda.set_per_process_memory_fraction(args.cap[0] * GIB / total)  # before anything is there
+    torch.cuda.set_per_process_memory_fraction(args.cap[0] * GIB / total)  # before anything is allocated
     sd = base_model(args, quick_dtype(torch.device(args.device)))
     with tempfile.TemporaryDirectory() as folder:
         others = draw_prior(sd, Path(folder), 2, args.seed, steps=2)
-        with recipe(sd, "dreambooth", own_settings(args, "dreambooth"), others) as made:
-            own = replace(made.settings, steps=FOREVER)
+        with recipe(sd, "dreambooth", own_settings(args, "dreambooth"), others) as ours:
+            own = replace(ours.settings, steps=FOREVER)
             for cap in [*args.cap, None]:
                 torch.cuda.set_per_process_memory_fraction(min(1.0, cap * GIB / total) if cap else 1.0)
-                made.settings, plan = own, "no cap, nothing switched on"
+                ours.settings, plan = own, "no cap, nothing switched on"
                 if cap:
-                    made.settings, plan = memory_plan(sd, made, int(cap * GIB))
+                    ours.settings, plan = memory_plan(sd, ours, int(cap * GIB))
                 release()
                 torch.cuda.reset_peak_memory_stats()
                 try:
-                    row = capped_row(args, sd, made)
+                    row = capped_row(args, sd, ours)
                 except Exception as error:
                     if not args.keep_going:
                         raise
@@ -52,19 +52,19 @@ def capped_rows(args: argparse.Namespace) -> Iterator[dict]:
                 row |= {"what": f"DreamBooth under {cap or total / GIB:.4g} GiB: a step", "plan": plan, "cap_gib": cap,
                         "peak_reserved_gib": round(torch.cuda.max_memory_reserved() / GIB, 3),
                         "peak_allocated_gib": round(torch.cuda.max_memory_allocated() / GIB, 3)}  # fmt: skip
-                for param in made.params.values():
-                    param.grad = None  # of a step that did not come to its end
+                for param in ours.params.values():
+                    param.grad = None  # left by a step that failed
                 print(row, flush=True)
                 yield row
 
 
-def capped_row(args: argparse.Namespace, sd: StableDiffusion, made: Recipe) -> dict:
-    """The time of our step, what the whole process holds on the GPU, and which settings were used."""
-    with contextlib.closing(finetune(sd, made)) as training:
+def capped_row(args: argparse.Namespace, sd: StableDiffusion, ours: Recipe) -> dict:
+    """The time of our step, the GPU memory of the whole process, and the settings."""
+    with contextlib.closing(finetune(sd, ours)) as training:
         advance, _, losses = prepared(sd.device, lambda: lambda: next(training)[1])
         times = take_turns(args, {"course_lib": advance}, sd.device)["course_lib"]
         free, total = torch.cuda.mem_get_info()
     return {"ms": {"course_lib": round(1000 / args.steps * statistics.median(times), 2)}, "losses": losses,
-            "whole_process_gib": round((total - free) / GIB, 3), "batch_size": made.settings.batch_size,
-            "gradient_checkpointing": made.settings.gradient_checkpointing, "optimizer": made.settings.optimizer,
-            "pictures": made.settings.batch_size * len(made.terms)}  # fmt: skip
+            "whole_process_gib": round((total - free) / GIB, 3), "batch_size": ours.settings.batch_size,
+            "gradient_checkpointing": ours.settings.gradient_checkpointing, "optimizer": ours.settings.optimizer,
+            "pictures": ours.settings.batch_size * len(ours.terms)}  # fmt: skip

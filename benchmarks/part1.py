@@ -1,11 +1,11 @@
-"""What Part 1 costs on this machine, as ratios: the variants of a row run in turn, so that noise hits all alike.
+"""The speed of Part 1 on this machine, as ratios: the variants of a row run in turn, so that noise hits all alike.
 
     python benchmarks/part1.py                # about 3 minutes
     python benchmarks/part1.py --seconds 30   # rougher
 
 Writes data/results/benchmark_part1.json. A ratio is the median over rounds of one variant's time by the other's in the
 same round; below 1 the first one is faster. The network has the shape of data/checkpoints/ddpm-cifar10 and random
-weights: speed does not depend on what it has learned.
+weights: speed does not depend on their values.
 """
 
 import argparse
@@ -64,7 +64,7 @@ class Bench:
         self.device = PartialState(cpu=args.cpu).device
         self.half = mixed_precision(
             self.device
-        )  # what pays here; fp16 would need a gradient scaler, so is not trained in
+        )  # the faster one here; training never uses fp16, which needs a gradient scaler
         self.trained = "bf16" if self.half == "bf16" else "no"
         self.accelerator = Accelerator(cpu=args.cpu, mixed_precision=self.trained)
         generator = torch.Generator().manual_seed(0)

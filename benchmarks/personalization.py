@@ -1,4 +1,4 @@
-"""What personalization costs, beside the same work done the plain way; variants take turns, so noise hits both alike.
+"""The cost of personalization beside the same work done the plain way; variants take turns, so noise hits both alike.
 
     python benchmarks/personalization.py                       # toybox on the CPU: a step, then end to end
     python benchmarks/personalization.py --only step --methods lora --rounds 5
@@ -6,7 +6,7 @@
     python benchmarks/personalization.py --base sd15-random --device cuda --only memory   # DreamBooth under a cap
     python benchmarks/personalization.py --plain dreambooth --out plain.safetensors    # one plain training, no timing
 
-The plain way is what the usual training scripts do: in each step they open, resize and encode the pictures, send every
+The plain way is that of the usual training scripts: in each step they open, resize and encode the pictures, send every
 prompt through the text encoder, train the whole embedding matrix and put the other rows back, encode the prior pictures
 (decoded, concatenated with the others) again, take AdamW without fused kernels, and on a CPU compute in float32. The
 draws, the batches, the passes through the UNet and the tensors that come out are the same. Only our side also keeps a
@@ -51,10 +51,10 @@ from common import (
     own_settings,
     plain_dtype,
     prepared,
+    print_row,
     recipe,
     release,
     take_turns,
-    tell,
 )
 from memory_cap import capped_rows
 from plain import Plain, train_plain
@@ -71,10 +71,10 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--only", choices=["step", "end", "memory"], help="time of a step, end to end (default: both), "
                         "or the whole UNet's training under a cap of GPU memory")  # fmt: skip
     parser.add_argument("--cap", type=float, nargs="+", default=[14.5], help="GiB of --only memory (default 14.5)")
-    parser.add_argument("--minutes", type=float, default=FOREVER, help="after these no other method is begun")
-    parser.add_argument("--keep-going", action="store_true", help="note what fails in the JSON and go on")
+    parser.add_argument("--minutes", type=float, default=FOREVER, help="after these no other method is started")
+    parser.add_argument("--keep-going", action="store_true", help="write failures into the JSON and go on")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
-    parser.add_argument("--base", default="toybox", help="toybox, sd15-random, or what the course's command takes")
+    parser.add_argument("--base", default="toybox", help="toybox, sd15-random, or any that the course's command takes")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or mps (default cpu)")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4], help="of the steps that are timed")
     parser.add_argument("--rounds", type=int, default=15, help="rounds of the steps (default 15)")
@@ -85,7 +85,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
                         "100, as in the course's command)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
-    parser.add_argument("--quick", action="store_true", help="one round of next to nothing: does it run?")
+    parser.add_argument("--quick", action="store_true", help="one tiny round, to see that it runs")
     parser.add_argument("--plain", choices=list(METHODS), help="train once the plain way and save to --out")
     parser.add_argument("--settings", type=json.loads, help="with --plain: JSON of a finetune.Settings")
     args = parser.parse_args(argv)
@@ -110,13 +110,13 @@ def step_rows(args: argparse.Namespace, method: str) -> Iterator[dict]:
         elif method == "custom-diffusion":
             others = draw_regularisation(ours, Path(folder), few, search=False)
         settings = replace(own_settings(args, method), steps=FOREVER)
-        made = undo.enter_context(recipe(ours, method, settings, others))
+        course = undo.enter_context(recipe(ours, method, settings, others))
         plain = Plain(theirs, method, settings, others)
         for size in args.batch_sizes:
             row = dict(what=f"{METHODS[method].title}: a step, batch {size}", method=method, batch_size=size)
-            made.settings = replace(settings, batch_size=size)
-            with contextlib.closing(finetune(ours, made)) as training:
-                plain.begin(made.settings)
+            course.settings = replace(settings, batch_size=size)
+            with contextlib.closing(finetune(ours, course)) as training:
+                plain.new_optimizer(course.settings)
                 seen = {"course_lib": prepared(ours.device, lambda t=training: lambda: next(t)[1]),
                         "plain way": prepared(ours.device, lambda: plain)}  # fmt: skip
                 times = take_turns(args, {name: advance for name, (advance, *_) in seen.items()}, ours.device)
@@ -124,7 +124,7 @@ def step_rows(args: argparse.Namespace, method: str) -> Iterator[dict]:
                 row["losses"] = {name: losses for name, (*_, losses) in seen.items()}
                 if ours.device.type == "cuda":
                     row["gpu_gib"] = {name: gib for name, (_, gib, _) in seen.items()}
-            tell(row)
+            print_row(row)
             yield row
 
 
@@ -140,7 +140,7 @@ try:
     import resource
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 except ImportError:
-    pass  # Windows does not tell
+    pass  # Windows has no such module
 print(json.dumps([code, seconds, peak]))
 """
 
@@ -207,7 +207,7 @@ def end_row(args: argparse.Namespace, method: str, base: str, folder: Path) -> d
         if method in SECONDS:
             seconds = row["seconds"]["course_lib"]
             row["targets"][f"<= {SECONDS[method]} s"] = seconds <= SECONDS[method]
-    tell(row)
+    print_row(row)
     return row
 
 

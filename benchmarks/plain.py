@@ -34,7 +34,7 @@ from course_lib.personalization.recipe import Settings
 
 @dataclass
 class View:
-    """A picture's file as it is shown: how large, where, and under which sentences."""
+    """A picture's file, its size and place in the square, and its sentences."""
 
     path: Path
     prompts: tuple[str, ...]
@@ -101,10 +101,10 @@ class Plain:
             param.requires_grad_(True)
         if self.table is not None:
             self.before = self.table.detach().clone()
-        self.begin(settings)
+        self.new_optimizer(settings)
 
     def add_word(self, token: str, noun: str) -> Tensor:
-        """One row more in the embedding matrix, all of which learns."""
+        """One row more in the embedding matrix, all of which is trained."""
         tokenizer, encoder = self.sd.tokenizer, self.sd.text_encoder
         ids = tokenizer(noun, add_special_tokens=False).input_ids
         tokenizer.add_tokens([token])
@@ -113,7 +113,7 @@ class Plain:
         self.others = torch.arange(len(self.table), device=self.table.device) < len(self.table) - 1
         return self.table
 
-    def begin(self, settings: Settings) -> None:
+    def new_optimizer(self, settings: Settings) -> None:
         """A new optimizer, at step 0."""
         self.settings, self.step, params = settings, 0, list(self.params.values())
         rates = dict(lr=settings.lr, weight_decay=settings.weight_decay)
@@ -182,7 +182,7 @@ class Plain:
 
 
 def train_plain(args: argparse.Namespace) -> None:
-    """What a plain script does from its start to its file."""
+    """A plain training script, from its start to its file."""
     settings = Settings(**args.settings) if args.settings else own_settings(args, args.plain)
     settings = settings if args.train_steps is None else replace(settings, steps=args.train_steps)
     sd = base_model(args, plain_dtype(args))

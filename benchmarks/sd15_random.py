@@ -46,7 +46,7 @@ PARAMETERS = {"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_48
 
 
 def tokenizer(length: int = 77) -> CLIPTokenizer:
-    """A CLIP tokenizer that spells: one token a letter, and a few sub-words so that there are words of several."""
+    """A CLIP tokenizer with one token for each letter, and a few merged pairs, so that sub-words occur too."""
     letters = sorted(ByteLevel.alphabet())
     merges = ["c a", "ca t</w>", "o f</w>", "t i", "ti g", "e r</w>", "tig er</w>", "p h", "o t", "ph ot"]
     vocabulary = [*letters, *(letter + "</w>" for letter in letters), *(pair.replace(" ", "") for pair in merges)]

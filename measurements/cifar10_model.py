@@ -142,25 +142,25 @@ def main() -> None:
         key: provenance[key] for key in ("data", "steps", "batch_size", "minutes", "device", "threads", "date")
     }
 
-    def keep() -> None:
+    def write() -> None:
         if is_main:
             processes, threads = sampler.accelerator.num_processes, torch.get_num_threads()
             records.write(args.out, record | dict(processes=processes, threads=threads))
 
     if "real" not in record:
         record["real"] = sampler.real_rows(cifar10.load(args.data), args.n_sweep)
-        keep()
+        write()
     for w in GUIDANCE:
         if w not in [row["w"] for row in guidance_rows]:
             guidance_rows.append(sampler.measure(args.n_sweep, w, "ddim", args.steps))
-            keep()
+            write()
     for solver, steps, eta in SOLVERS:
         if (solver, steps, eta) not in [(row["solver"], row["steps"], row["eta"]) for row in solver_rows]:
             solver_rows.append(sampler.measure(args.n_sweep, 1.0, solver, steps, eta))
-            keep()
+            write()
     if "main" not in record:
         record["main"] = sampler.measure(args.n, args.w, "ddim", args.main_steps)
-        keep()
+        write()
     if is_main:
         print(json.dumps(record, indent=1))
 

@@ -5,9 +5,9 @@
     python measurements/claims.py      step 2: this file; --fresh does its own experiments again
 
 C10 to C15 follow from step 1; C8 and C16 to C19 have experiments in experiments.py. The rules are in
-course_lib/evaluation/rules_methods.py, the same for this record and for the notebooks. Which two subjects C16 and C19
-are tried on was changed once. At first it was mochi and tilly alone, a cat and a teapot, where the untouched model
-draws two cats; now it is the pairs where it draws both nouns most often (`pairs`, `chosen`), whatever the methods do.
+course_lib/evaluation/rules_methods.py, the same for this record and for the notebooks. The pairs of
+C16 and C19 are those where the untouched model draws both nouns most often (`pairs`, `chosen`), whatever the methods
+do. This choice replaced an earlier one, mochi and tilly (a cat and a teapot), where that model draws two cats.
 """
 
 import argparse
@@ -60,14 +60,14 @@ def from_methods(table: dict, weights: dict[str, Tensor]) -> list[Finding]:
     rows = {name: {method: row["by_prompt"] for method, row in methods.items()} for name, methods in table.items()}
     change = {name: {kind: one["by_weight"] for kind, one in methods["dreambooth_no_prior"]["change"].items()}
               for name, methods in table.items()}  # fmt: skip
-    size = {method: table[next(iter(table))][method]["parameters"] for method in ("custom_diffusion", "dreambooth")}
+    parameters = {key: table[next(iter(table))][key]["parameters"] for key in ("custom_diffusion", "dreambooth")}
     alike = moved_alike(change, weights)
     c14 = rules_methods.c14(change)
     if c14.verdict == "does not hold":
         c14 = rules_methods.c14(change, why_c14(alike))
     c14.values["moved_alike"] = alike
     dreambooth = [rules_methods.compare(name, rows) for name in rules_methods.COMPARISONS]
-    return [*dreambooth, c14, rules_methods.c15(rows, size)]
+    return [*dreambooth, c14, rules_methods.c15(rows, parameters)]
 
 
 def from_experiments(done: dict, images: int) -> list[Finding]:
@@ -105,20 +105,20 @@ def main() -> None:
     result = records.start(args.out, setting, "experiments", "claims", fresh=args.fresh)
     done = result["experiments"]
 
-    def keep(measured: bool = True) -> None:
+    def write(measured: bool = True) -> None:
         result["claims"] = judged(done, table["rows"], sampler)
         records.write(args.out, result, measured)
 
     for name, measure in experiments.SINGLE.items():
         if name not in done:
             done[name] = measure(sampler)
-            keep()
+            write()
     both = done.setdefault("two_subjects", {})
     for names in experiments.chosen(done["pairs"]):
         if " ".join(names) not in both:
             both[" ".join(names)] = experiments.two_subjects(sampler, names)
-            keep()
-    keep(measured=False)
+            write()
+    write(measured=False)
     for name, claim in result["claims"].items():
         print(f"{name}: {claim['verdict'].upper()}: {claim['measured']}")
 

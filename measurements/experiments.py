@@ -32,7 +32,7 @@ from course_lib.toybox.scenes import SCENES
 from course_lib.toybox.world import Spec
 
 ABLE = [name for name, one in subjects.SUBJECTS.items() if one.look and name not in ("tofu", "tockle")]
-PAIRS, READABLE = 3, 0.6  # at most so many pairs; the judge has to read both nouns off so much of the ground truth
+PAIRS, READABLE = 3, 0.6  # at most this many pairs; the judge has to find both nouns in this share of the truth
 TOKENS = ("<v1>", "<v2>")
 COMPOUND = "castle"  # "<v> castle cat": a name that contains a word with a meaning of its own
 
@@ -50,7 +50,7 @@ def rounded(scores: dict[str, Tensor]) -> dict[str, list[float]]:
 
 
 def one_row(sampler: Sampler) -> dict:
-    """A short Textual Inversion with weight decay, every tensor compared with what it was."""
+    """A short Textual Inversion with weight decay; every tensor is compared with its old value."""
     sd = sampler.sd
     parts = {"vae": sd.vae, "unet": sd.unet, "text_encoder": sd.text_encoder}
 
@@ -192,7 +192,7 @@ def _learn_one(sampler: Sampler, subject: custom_diffusion.SubjectPictures, regu
 
 
 def averaged(concepts: list[Concept], like: Concept) -> Concept:
-    """The mean of the weights with the words of all: what merging is compared with."""
+    """The mean of the weights, with the words of all, to compare merging with."""
     mean = {n: torch.stack([c.tensors[n] for c in concepts]).mean(0) for n in concepts[0].tensors if n != "tokens"}
     return replace(like, tensors=mean | {"tokens": like.tensors["tokens"]})
 
@@ -203,7 +203,7 @@ def two_dreambooths(sampler: Sampler, pair: Pair) -> Iterator[Recipe]:
     sd, (one, other) = sampler.sd, pair.nouns
     prior = dreambooth.prior_examples(sd, one, PRIOR)
     settings = dreambooth.SETTINGS[sd.defaults.settings]
-    settings = replace(settings, steps=settings.steps * 3 // 2)  # as many more as joint training has
+    settings = replace(settings, steps=settings.steps * 3 // 2)  # half as many again, as in joint training
     examples = subject_examples(sd, pictures_of(pair.names[1]), f"zwx {other}", templates=("a photo of a {}",))
     others = [Term(examples), Term(dreambooth.prior_examples(sd, other, PRIOR))]
     with dreambooth.recipe(sd, pictures_of(pair.names[0]), noun=one, prior=prior, settings=settings) as recipe:
@@ -215,7 +215,7 @@ def two_dreambooths(sampler: Sampler, pair: Pair) -> Iterator[Recipe]:
 
 @torch.no_grad()
 def constraint(sampler: Sampler, alone: list[Concept], merged: Concept) -> dict:
-    """How far the merged weights are from what each concept demands, and from those of an independent solver.
+    """The merged weights' distance from each concept's constraint, and from an independent solver's weights.
 
     The solver takes the conditions of the optimum as one linear system,  [A C^T; C 0] [dW^T; m] = [0; V^T - C W_0^T].
     """

@@ -8,7 +8,7 @@ Each subject is learnt from its five pictures by each method, and then drawn for
 noises for all methods. The scores are those of course_lib/evaluation/personalized.py, one number for each prompt.
 Beside them: the subject fidelity of the method's own prompt before training, and the seconds, steps, tensors and bytes
 of a concept. personalization_samples.png has the first sample of each new scene. The methods' settings for the Toybox
-model were chosen beforehand, on tofu and tockle, who are not measured; with --lr this can be done again:
+model were chosen beforehand, on tofu and tockle, which are not measured; with --lr this can be done again:
     python measurements/methods.py --subjects tofu tockle --methods custom_diffusion --lr 1e-3 --out runs/lr.json
 """
 
@@ -68,7 +68,7 @@ class Variant:
         return METHODS[self.method].recipe(sd, pictures_of(name), noun=noun, **self.options(sd, noun))
 
     def name(self, noun: str) -> str:
-        """What stands for the subject in a prompt."""
+        """The words for the subject in a prompt."""
         method = METHODS.get(self.method)
         return method.name(method.token, noun) if method else noun
 
@@ -107,7 +107,7 @@ class Sampler:
         self.class_before: dict[str, Tensor] = {}  # noun -> samples of the untouched model
 
     def setting(self) -> dict:
-        """What the figures depend on, beside the code."""
+        """The settings that the figures depend on, beside the code."""
         args = self.args
         return dict(images=args.images, steps=args.steps, w=args.w, seed=0) | records.setting_of_model(self.sd)
 
@@ -164,7 +164,7 @@ def change(sampler: Sampler, concept: Concept) -> dict:
 
 
 def row(sampler: Sampler, subject: subjects.Subject, method: str) -> dict:
-    """Learn a subject by a method, and measure."""
+    """Train a method on a subject, and measure the result."""
     variant = VARIANTS[method]
     if subject.noun not in sampler.class_before:
         sampler.class_before[subject.noun] = sampler.draw_class(subject.noun)

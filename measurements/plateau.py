@@ -3,7 +3,7 @@
     python measurements/plateau.py                       writes data/results/plateau.json
     python measurements/plateau.py --subjects tilly --methods lora --threads 1      several of these share the file
 
-A training of half as many steps again as the method's settings say is stopped at quarters of these steps, and the
+A training takes half as many steps again as the method's settings say. At quarters of the method's steps the
 subject is drawn for its evaluation prompts, from the same noises each time. A step depends on the seed and its number
 alone, so step n shows what a training of n steps gives.
     subject_fidelity    as in course_lib/evaluation/personalized.py, one number a prompt
@@ -56,7 +56,7 @@ def curve(sampler: Sampler, subject: subjects.Subject, method: str) -> list[dict
 
 
 def summary(curves: dict[str, dict[str, list]]) -> dict:
-    """For each method, over its subjects: mean subject fidelity and seconds at each stop, and what more steps bring."""
+    """For each method: mean subject fidelity and seconds at each stop over its subjects, and the gain of more steps."""
     return {method: _summary_of([rows[method] for rows in curves.values() if method in rows])
             for method in CURVES if any(method in rows for rows in curves.values())}  # fmt: skip
 

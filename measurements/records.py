@@ -16,7 +16,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options that every measurement has."""
     parser.add_argument("--dtype", choices=list(environment.PRECISIONS), help="default: the fastest on this machine")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
-    parser.add_argument("--fresh", action="store_true", help="forget what --out holds and measure everything again")
+    parser.add_argument("--fresh", action="store_true", help="drop the rows of --out and measure everything again")
 
 
 def prepare(args: argparse.Namespace) -> torch.dtype:
@@ -28,7 +28,7 @@ def prepare(args: argparse.Namespace) -> torch.dtype:
 
 
 def setting_of_model(sd: StableDiffusion) -> dict:
-    """What the figures of a model depend on: its dtype and its weights."""
+    """The settings that the figures of a model depend on: its dtype and its weights."""
     files = sorted(sd.source.rglob("*.safetensors"))
     weights = {p.relative_to(sd.source).as_posix(): sha256(p)[:16] for p in files}
     return dict(dtype=str(sd.dtype).removeprefix("torch."), weights=weights)

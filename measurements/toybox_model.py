@@ -127,23 +127,23 @@ def main() -> None:
     setting = dict(prompts=args.prompts, steps=args.steps, seed=args.seed, made_by="measurements/toybox_model.py")
     record = records.start(args.out, setting | records.setting_of_model(sampler.sd), "w", fresh=args.fresh and is_main)
 
-    def keep() -> None:
+    def write() -> None:
         if is_main:
             records.write(args.out, record)
 
     if "real" not in record:
         record["real"] = sampler.real()
-        keep()
+        write()
     for w in GUIDANCE:
         if str(w) not in record["w"]:
             record["w"][str(w)] = sampler.generated(w)
-            keep()
+            write()
             if is_main:
                 print(w, record["w"][str(w)], flush=True)
     if is_main:
         sampler.sheet(args.out.with_name("toybox_sd_samples.png"))
         record["seconds"] = sampler.seconds()
-        keep()
+        write()
 
 
 if __name__ == "__main__":

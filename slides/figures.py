@@ -221,7 +221,7 @@ def forward():
 
 
 def why_noise():
-    """What the network sees, the noise it answers, the clean picture this implies, at four times."""
+    """The network's input, its predicted noise, and the clean picture that follows, at four times."""
     call, _ = model("ddpm-toybox10")
     times, x0 = (100, 300, 500, 800), things(32)[3:4]
     eps = torch.randn(x0.shape, generator=generator(5))
@@ -484,7 +484,7 @@ def conditions():
 
 
 def guidance_arrows():
-    """The formula as a picture: walk from the unconditional answer through the conditional one, and beyond."""
+    """The formula as a picture: from the unconditional prediction through the conditional one, and beyond."""
     board = Board(3.3)
     start, step = np.array([1.9, 2.55]), np.array([3.1, -0.55])
     board.arrow(tuple(start), tuple(start + 3 * step), ORANGE, 5)

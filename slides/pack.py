@@ -39,9 +39,9 @@ def stamp_of(built: Path) -> str | None:
 
 
 def external(html: str) -> list[str]:
-    """Whatever a browser would fetch when it opens the page: every src, link, url() or import that is not inside it.
+    """All that a browser would fetch when it opens the page: every src, link, url() or import that is not inside it.
 
-    A link that a reader may click (<a href>) is no such thing, nor is the name of an XML language (xmlns).
+    A link that a reader may click (<a href>) does not count, nor does the name of an XML language (xmlns).
     """
     inside = r"(?!data:|#|javascript:|about:|blob:)"
     tags = r"(?:img|script|iframe|source|video|audio|embed|object|link|image|use|input)"
@@ -54,7 +54,7 @@ def external(html: str) -> list[str]:
 
 
 def pack(deck: Path) -> str:
-    """Inline the pictures of a deck's HTML, stamp HTML and PDF. Returns a line that says what there is."""
+    """Inline the pictures of a deck's HTML, stamp HTML and PDF. Returns a line about the files."""
     page, pdf = deck.with_suffix(".html"), deck.with_suffix(".pdf")
     html, stamp = page.read_text(encoding="utf-8"), source_hash(deck)
     for _, file in images(deck):
@@ -67,7 +67,7 @@ def pack(deck: Path) -> str:
         raise SystemExit(f"{page.name} would fetch something when it is opened: {left[:3]}")
     page.write_text(html, encoding="utf-8", newline="\n")
     line = f"{page.name} {page.stat().st_size / 1e6:.1f} MB"
-    if pdf.is_file() and stamp_of(pdf) is None:  # fresh from the browser; a comment after the end harms no reader
+    if pdf.is_file() and stamp_of(pdf) is None:  # fresh from the browser; PDF readers ignore a comment after the end
         with pdf.open("ab") as file:
             file.write(f"\n% {STAMP}: {stamp}\n%%EOF\n".encode())
     if pdf.is_file():

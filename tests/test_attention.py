@@ -1,4 +1,4 @@
-"""The attention hook: it sees every softmax, changes what it is told to, and leaves nothing behind."""
+"""The attention hook: it is called at every softmax, changes the result, and leaves nothing behind."""
 
 import pytest
 import torch
@@ -182,9 +182,9 @@ def test_attention_that_is_not_plain_is_refused():
             pytest.fail("the block was entered")
 
 
-@pytest.mark.parametrize(("wrong", "came"), [(None, "NoneType"), (torch.zeros(1), r"\(1,\)")])
-def test_a_function_that_returns_something_else_is_told(tiny, wrong, came):
-    message = rf"^fn: expected probabilities \(2, .*\) back, got {came} in down_blocks"
+@pytest.mark.parametrize(("wrong", "got"), [(None, "NoneType"), (torch.zeros(1), r"\(1,\)")])
+def test_a_function_that_returns_something_else_is_refused(tiny, wrong, got):
+    message = rf"^fn: expected probabilities \(2, .*\) back, got {got} in down_blocks"
     with pytest.raises(ValueError, match=message), attention_hook(tiny.unet, lambda probs, layer, is_cross: wrong):
         predict(tiny)
 

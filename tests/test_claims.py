@@ -223,7 +223,7 @@ def test_verdicts_follow_from_intervals():
         verdict_of()
 
 
-def test_equal_steps_are_told_from_small_weights():
+def test_equal_steps_are_distinguished_from_small_weights():
     """All weights moved by 0.01, those of the convolution are small: it alone has a large relative change."""
     size = {"down.attn2.to_k.weight": 1.0, "down.attn1.to_k.weight": 0.5, "conv.weight": 0.1, "conv.bias": 9.0}
     weights = {name: torch.full((2, 2) if name.endswith("weight") else (2,), v) for name, v in size.items()}

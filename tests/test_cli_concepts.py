@@ -86,7 +86,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("case", COMMANDS)
-def test_nothing_is_overwritten_without_being_told_to(world, tmp_path, capsys, case):
+def test_nothing_is_overwritten_without_overwrite(world, tmp_path, capsys, case):
     make, name = COMMANDS[case]
     out, kind = tmp_path / name, "file" if "." in name else "folder"
     mine = out if kind == "file" else out / "mine.txt"
@@ -118,8 +118,8 @@ def test_an_input_is_not_the_output(world, tmp_path, capsys, command):
     ("compress", "x", "out: expected a name that ends in .safetensors, got"),
     ("export", "file/x", "out: expected a folder where one can be written, but"),
 ])  # fmt: skip
-def test_a_place_that_will_not_do_is_named_before_anything_is_loaded(world, tmp_path, capsys, monkeypatch, case, out,
-                                                                    message):  # fmt: skip
+def test_an_out_that_cannot_be_is_named_before_anything_is_loaded(world, tmp_path, capsys, monkeypatch, case, out,
+                                                                 message):  # fmt: skip
     (tmp_path / "file").write_text("mine")
     (tmp_path / "folder.png").mkdir()
     monkeypatch.setattr("course_lib.latent.stable_diffusion.load", lambda *a, **o: pytest.fail("it was loaded"))
@@ -133,7 +133,7 @@ def test_a_folder_without_the_right_to_write_is_named_first(world, tmp_path, cap
 
     monkeypatch.setattr(drawing.tempfile, "TemporaryFile", refuse)
     message = error_of(capsys, *COMMANDS["sample"][0](world), "--out", tmp_path / "new" / "x.png")
-    assert message.endswith(f"but {tmp_path} is no such place (Permission denied); choose another")
+    assert message.endswith(f"but {tmp_path} cannot be written (Permission denied); choose another")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -172,7 +172,7 @@ def test_the_words_of_several_concepts_fill_the_places_in_order(prompt, concepts
 
 @pytest.mark.parametrize("prompt", ["a mochi", "a <mochi>", "a { }", "a &lt;v&gt;", "a v", "masks"])
 @pytest.mark.parametrize("method", ["textual_inversion", "lora"])
-def test_a_prompt_without_the_word_is_told(prompt, method):
+def test_a_prompt_without_the_word_gives_a_warning(prompt, method):
     token = "<v>" if method == "textual_inversion" else "sks"
     with pytest.warns(UserWarning, match=rf"^prompt: none holds the new word {token}, so its concept does"):
         drawing.fill_placeholder([prompt], learnt(method, token=token, noun="cat"))
@@ -180,17 +180,17 @@ def test_a_prompt_without_the_word_is_told(prompt, method):
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("prompts", [["a <v>"], ["a <V>!"], ["a cat", "a(<v>)"], ["a {}", "a cat"]])
-def test_a_prompt_with_the_word_is_not_told(prompts):
+def test_a_prompt_with_the_word_gives_no_warning(prompts):
     drawing.fill_placeholder(prompts, learnt("textual_inversion", token="<v>", noun="cat"))
 
 
 @pytest.mark.parametrize("written", ["(<v>:1.3)", "<lora:mochi:0.8>"])
-def test_commands_of_web_interfaces_are_told(written):
+def test_the_syntax_of_web_interfaces_gives_a_warning(written):
     with pytest.warns(UserWarning, match=r"^prompt: .* is for web interfaces; here it is text like any other"):
         drawing.fill_placeholder([f"a {written} <v>"], learnt("textual_inversion", token="<v>", noun="cat"))
 
 
-def test_the_second_of_two_concepts_is_missed_too(world, tmp_path, capsys):
+def test_a_missing_word_of_the_second_concept_gives_a_warning_too(world, tmp_path, capsys):
     options = ["--concept", world / "cat_word.safetensors", "--concept", world / "tiger_word.safetensors"]
     assert run(*sample(*options, "--prompt", "a {}", "--out", tmp_path / "x.png")) == 0
     captured = capsys.readouterr()
@@ -202,7 +202,7 @@ def test_a_foreign_lora_asks_for_its_word(world, tmp_path, capsys):
     sd = load(world / "model", "cpu")
     folder = export(load_concept(world / "cat_lora.safetensors"), tmp_path / "files", sd)
     options = sample("--concept", folder, "--base", world / "model", "--out", tmp_path / "x.png")
-    assert error_of(capsys, *options).startswith("prompt: expected one without {}, since the file does not say")
+    assert error_of(capsys, *options).startswith("prompt: expected one without {}, since the file does not name")
     assert run(*options, "--prompt", "a sks cat") == 0
     assert run("info", "--concept", folder, "--base", world / "model") == 0
     assert "object" not in capsys.readouterr().out
@@ -275,7 +275,7 @@ def test_a_picture_that_is_not_finite_is_not_written(world, tmp_path, capsys, mo
 # ---- files and machines ----
 
 
-def test_what_another_tool_left_is_told_rightly(world, tmp_path, capsys):
+def test_files_of_other_tools_get_the_right_message(world, tmp_path, capsys):
     (tmp_path / "a.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     assert "is a pointer of Git LFS" in error_of(capsys, "info", "--concept", tmp_path / "a.safetensors")
     (tmp_path / "b.safetensors").write_bytes(b"nothing")

@@ -1,4 +1,4 @@
-"""What users do to `train`: photos beside outputs, states of other data, odd files and captions, two runs at once."""
+"""Uses of `train` that go wrong: photos beside outputs, states of other data, odd files, two runs at once."""
 
 import shutil
 from types import SimpleNamespace
@@ -151,7 +151,7 @@ def test_captions_need_the_word_in_every_method(world, photos, tmp_path, capsys,
 
 @pytest.mark.parametrize("command", ["train", "sample"])
 @pytest.mark.parametrize("seed", ["-1", str(2**63), str(2**64), "1.5", "x"])
-def test_a_seed_that_no_generator_takes_is_told(world, tmp_path, capsys, command, seed):
+def test_a_seed_that_no_generator_takes_is_refused(world, tmp_path, capsys, command, seed):
     options = train_options(world, tmp_path / "x.safetensors") if command == "train" else ["sample", "--out", "x.png"]
     with pytest.raises(SystemExit) as ended:
         run(*options, "--seed", seed)
@@ -194,10 +194,10 @@ def test_a_second_training_with_the_same_out_is_refused(world, tmp_path, capsys)
 # ---- the Toybox model ----
 
 
-def test_the_toybox_says_which_nouns_it_knows(sd):
+def test_an_unknown_noun_gets_the_list_of_toybox_nouns(sd):
     args = SimpleNamespace(method="lora", token=["sks"], class_noun=["photo"])
     toybox = SimpleNamespace(defaults=registry.TOYBOX, tokenizer=sd.tokenizer)
-    with pytest.raises(ValueError, match=r"take the nearest of teapot, .*dog.*cat|take the nearest of .*cat.*teapot"):
+    with pytest.raises(ValueError, match=r"use the nearest of teapot, .*dog.*cat|use the nearest of .*cat.*teapot"):
         train_command.check_words(args, toybox)
 
 
@@ -206,11 +206,11 @@ def test_unknown_words_of_a_prompt_are_noted_for_the_toybox(sd, recwarn):
     drawing.note_unknown_words(toybox, ["a {} cat", "a sks tiger of <v>"], ["sks", "<v>"])
     drawing.note_unknown_words(sd, ["a photo"], [])
     assert not recwarn.list
-    with pytest.warns(UserWarning, match=r"^prompt: the Toybox model never saw photo; such words draw anything"):
+    with pytest.warns(UserWarning, match=r"^prompt: the Toybox model was not trained on photo; their effect"):
         drawing.note_unknown_words(toybox, ["a sks cat", "a photo of a photo"], ["sks"])
 
 
-def test_the_toybox_says_that_it_knows_drawings_only(world, tmp_path, capsys, monkeypatch):
+def test_with_the_toybox_the_command_says_that_it_was_trained_on_drawings_only(world, tmp_path, capsys, monkeypatch):
     real = train_command.load
 
     def as_toybox(*args, **options):
@@ -218,9 +218,9 @@ def test_the_toybox_says_that_it_knows_drawings_only(world, tmp_path, capsys, mo
         model.defaults = registry.TOYBOX
         return model
 
-    told = "this model knows drawings only, such as data/subjects; for photos take --base sd15"
+    hint = "this model was trained on drawings only, such as data/subjects; for photos use --base sd15"
     trained(world, tmp_path / "x.safetensors", "lora")
-    assert told not in capsys.readouterr().out
+    assert hint not in capsys.readouterr().out
     monkeypatch.setattr(train_command, "load", as_toybox)
     trained(world, tmp_path / "y.safetensors", "lora")
-    assert told in capsys.readouterr().out
+    assert hint in capsys.readouterr().out

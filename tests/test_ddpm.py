@@ -152,7 +152,7 @@ def errors_by_hand(x0, eps, weighting, mask):
 
 
 @pytest.mark.parametrize("weighting", WEIGHTS)
-def test_loss_per_picture_are_one_number_for_each_picture(weighting):
+def test_loss_per_picture_is_one_number_for_each_picture(weighting):
     x0, eps, t = randn(6, 4, 8, 8), randn(6, 4, 8, 8, seed=1), torch.tensor(TIMES)
     ones, mask = torch.ones(6, 1, 8, 8), (randn(6, 1, 8, 8, seed=2) > 0).double()
     plain = loss_per_picture(eps_model, x0, t, eps, SCHEDULE, weighting)
@@ -189,7 +189,7 @@ def test_another_weighting_is_refused():
         simple_loss(lambda xt, t: xt, torch.zeros(1, 3, 4, 4), SCHEDULE, weighting="snr")
 
 
-def test_simple_loss_of_a_perfect_and_of_a_silent_model():
+def test_simple_loss_of_a_perfect_model_and_of_zeros():
     x0 = randn(64, 3, 16, 16).clamp(-1, 1)
     N = x0.numel()
 

@@ -23,7 +23,7 @@ def test_the_profile_picks_the_size(monkeypatch, name):
 
 @pytest.mark.parametrize(("accelerator", "expected"), [(None, "cpu"), ("cuda", "gpu"), ("mps", "gpu")])
 @pytest.mark.parametrize("value", [None, ""])
-def test_without_a_word_the_machine_decides(monkeypatch, value, accelerator, expected):
+def test_without_a_profile_the_machine_decides(monkeypatch, value, accelerator, expected):
     monkeypatch.delenv("COURSE_PROFILE") if value is None else monkeypatch.setenv("COURSE_PROFILE", value)
     monkeypatch.setattr(environment, "_accelerator", lambda: accelerator)
     assert environment.profile() == expected

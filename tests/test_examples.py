@@ -1,4 +1,4 @@
-"""Pictures become batches: every kind of file, what is refused, and what the training is told to look at."""
+"""Pictures become batches: every kind of file, what is refused, and where the loss counts."""
 
 import json
 import struct
@@ -144,7 +144,7 @@ def test_a_good_picture_with_broken_exif_opens(tmp_path, exif, turned, suffix):
     assert np.abs(opened - np.array(seen, dtype=int)).mean() < 6
 
 
-def test_a_phones_200_megapixels_open_and_more_are_told(tmp_path, monkeypatch):
+def test_a_phones_200_megapixels_open_and_more_are_refused(tmp_path, monkeypatch):
     side = 14_200
     Image.new("RGB", (side, side), RED).save(tmp_path / "a.jpg", quality=50)
     with warnings.catch_warnings():
@@ -158,7 +158,7 @@ def test_a_phones_200_megapixels_open_and_more_are_told(tmp_path, monkeypatch):
         open_image(tmp_path / "a.jpg")
 
 
-def test_a_phones_heic_is_read_with_its_package_and_told_without(tmp_path, monkeypatch):
+def test_a_phones_heic_is_read_with_its_package_and_refused_without(tmp_path, monkeypatch):
     halves().save(tmp_path / "a.jpg", quality=95, subsampling=0)
     (tmp_path / "a.jpg").rename(tmp_path / "IMG_1.HEIC")
     five(tmp_path)
@@ -227,15 +227,15 @@ def test_a_folder_is_read_in_the_order_of_names(tmp_path):
 
 
 @pytest.mark.parametrize(("files", "found"), [((), "nothing"), (("notes.txt",), "only notes.txt")])
-def test_a_folder_without_pictures_is_told(tmp_path, files, found):
+def test_a_folder_without_pictures_is_refused(tmp_path, files, found):
     for name in files:
         (tmp_path / name).write_text("mine")
     with pytest.raises(ValueError, match=rf"^images: expected PNG, JPEG or WebP files in .*, found {found}$"):
         open_images(tmp_path)
 
 
-def test_no_pictures_at_all_are_told(tmp_path):
-    with pytest.raises(ValueError, match=r"^images: expected a folder with pictures, but .*nowhere is none$"):
+def test_no_pictures_at_all_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"^images: expected a folder with pictures, but .*nowhere is not one$"):
         open_images(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"^images: expected at least one picture, got none$"):
         open_images([])
@@ -259,7 +259,7 @@ def test_one_damaged_picture_among_five_is_named(tmp_path, suffix, damage):
 
 
 @pytest.mark.parametrize(("name", "place"), [("a.gif", 30), ("a.png", 11)])
-def test_a_wrong_byte_is_told_in_our_words(tmp_path, name, place):
+def test_a_wrong_byte_is_refused_in_our_words(tmp_path, name, place):
     """Pillow's decoders then raise a ValueError of their own, without the file's name."""
     halves().quantize(4).save(tmp_path / name)
     content = bytearray((tmp_path / name).read_bytes())
@@ -302,7 +302,7 @@ def test_common_forms_of_captions_are_read(tmp_path, form):
 
 @pytest.mark.parametrize("line", ["no JSON", "[1]", '{"file_name": "0.png"}', '{"text": "a {}"}',
                                   '{"file_name": "0.png", "text": 3}'])  # fmt: skip
-def test_a_table_of_captions_that_is_none_is_named(tmp_path, line):
+def test_a_table_of_captions_in_another_form_is_named(tmp_path, line):
     five(tmp_path)
     (tmp_path / "metadata.jsonl").write_text(line)
     with pytest.raises(ValueError, match=r"^captions: expected .* in each line of .*metadata\.jsonl, got another"):
@@ -310,7 +310,7 @@ def test_a_table_of_captions_that_is_none_is_named(tmp_path, line):
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "BOM utf-16-be"])
-def test_text_is_read_where_its_encoding_can_be_told(tmp_path, encoding):
+def test_text_is_read_where_its_encoding_can_be_detected(tmp_path, encoding):
     words, file = "a {} in São Paulo, 고양이\nand more\n", tmp_path / "1.txt"
     bom = "\ufeff" if encoding.startswith("BOM ") else ""
     file.write_bytes((bom + words).encode(encoding.removeprefix("BOM ")))
@@ -323,7 +323,7 @@ def test_text_is_read_where_its_encoding_can_be_told(tmp_path, encoding):
     ("a {} in São Paulo", "cp1252"), ("a {} 고양이", "cp949"), ("a {} 猫", "shift-jis"), ("a {}", "utf-32"),
     ("고양이", "utf-16-le"),
 ])  # fmt: skip
-def test_text_in_an_encoding_that_cannot_be_told_is_named(tmp_path, words, encoding):
+def test_text_in_an_encoding_that_cannot_be_detected_is_named(tmp_path, words, encoding):
     five(tmp_path)
     for k in range(5):
         (tmp_path / f"{k}.txt").write_bytes(words.encode(encoding if k == 3 else "utf-8"))
@@ -331,7 +331,7 @@ def test_text_in_an_encoding_that_cannot_be_told_is_named(tmp_path, words, encod
         pictures.captions_beside(tmp_path)
 
 
-def test_captions_hold_the_token_where_it_is_all_that_learns(tmp_path):
+def test_captions_hold_the_token_where_it_is_all_that_is_trained(tmp_path):
     five(tmp_path)
     assert pictures.captions_with("<v>", tmp_path) is None and pictures.captions_with("<v>", [halves()]) is None
     for k in range(5):

@@ -1,4 +1,4 @@
-"""The loop of all methods: what learns and what must not, its loss, and what is left when a training breaks off."""
+"""The loop of all methods: the tensors that are trained, its loss, and the state after a training that breaks off."""
 
 import sys
 from dataclasses import replace
@@ -140,7 +140,7 @@ def test_exactly_the_recipes_tensors_move_and_after_an_error_all_is_as_before(sd
     assert_unchanged(before, state(sd))
 
 
-def test_how_many_tensors_learn(sd):
+def test_how_many_tensors_are_trained(sd):
     unet, text = len(list(sd.unet.parameters())), len(list(sd.text_encoder.parameters()))
     expected = {
         "textual inversion": 1, "textual inversion, 3 vectors": 1, "dreambooth": unet,
@@ -156,7 +156,7 @@ def test_how_many_tensors_learn(sd):
             )
 
 
-def test_in_bfloat16_what_learns_is_float32_and_pictures_can_be_drawn_in_the_loop(sd):
+def test_in_bfloat16_trained_tensors_are_float32_and_pictures_can_be_drawn_in_the_loop(sd):
     half = build().to(dtype=torch.bfloat16)
     before = state(half)
     for method in ("textual inversion", "dreambooth and text", "lora", "custom diffusion"):
@@ -216,9 +216,9 @@ def test_the_loss_is_the_formula(sd, features, weighting):
 @pytest.mark.parametrize(("predicts", "own", "other"), [("epsilon", "eps", "v"), ("v_prediction", "v", "eps")])
 def test_the_loss_is_that_of_the_models_own_training(sd, features, monkeypatch, predicts, own, other):
     monkeypatch.setitem(sd.noise_settings, "prediction_type", predicts)
-    for asked, told in ((None, own), ("min_snr", "min_snr")):
+    for asked, expected in ((None, own), ("min_snr", "min_snr")):
         with booth(sd, rank=2, weighting=asked) as recipe:
-            assert recipe.settings.weighting == told
+            assert recipe.settings.weighting == expected
     draws = draws_of_two_terms(0.3)
     loss = denoising_loss(sd, draws, features)
     close(loss, denoising_loss(sd, draws, features, own), **exact)
@@ -258,7 +258,7 @@ def test_the_weighting_min_snr_trains_with_a_prior(sd):
     assert any(not torch.equal(one[name], two[name]) for name in one)
 
 
-def test_what_can_not_change_is_encoded_once(sd, monkeypatch):
+def test_what_cannot_change_is_encoded_once(sd, monkeypatch):
     asked = []
     encode = type(sd).encode_prompt
     monkeypatch.setattr(type(sd), "encode_prompt", lambda self, prompts: asked.extend(prompts) or encode(self, prompts))
@@ -327,12 +327,12 @@ def test_the_rate_rises_over_the_warm_up_and_gradients_are_clipped(sd):
     (dict(lr=float("nan")), "lr: expected a number between 0 and 1"),
     (dict(optimizer="sgd"), "optimizer: expected 'adamw' or 'adamw8bit', got 'sgd'"),
 ])  # fmt: skip
-def test_settings_that_can_not_be_are_refused(options, expected):
+def test_impossible_settings_are_refused(options, expected):
     with pytest.raises(ValueError, match=f"^{expected}"):
         settings(**options)
 
 
-def test_what_the_loop_can_not_do_is_refused(sd, monkeypatch):
+def test_what_the_loop_cannot_do_is_refused(sd, monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
     with inversion(sd, optimizer="adamw8bit") as recipe:
         with pytest.raises(ValueError, match=r"^optimizer: 'adamw8bit' needs bitsandbytes: pip install"):

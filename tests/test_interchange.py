@@ -652,7 +652,7 @@ def test_weights_without_words_and_another_autoencoder_are_warned_of(sd, custom,
         assert load_foreign(tmp_path / "pipeline", sd).method == "dreambooth"
 
 
-def test_a_file_that_can_not_be_written_leaves_the_old_one(sd, word, tmp_path, monkeypatch):
+def test_a_file_that_cannot_be_written_leaves_the_old_one(sd, word, tmp_path, monkeypatch):
     export(word, tmp_path, sd)
     before = (tmp_path / WORDS).read_bytes()
 

@@ -48,7 +48,7 @@ def in_range(images):
 
 
 def logits_of(specs):
-    """The answers of a judge that knows everything; where nothing is said it answers at random."""
+    """The logits of a perfect judge; random where a label does not count."""
     chance = torch.Generator().manual_seed(0)
     said = labels(specs)
     logits = {name: torch.randn(len(specs), len(values), generator=chance) for name, values in ATTRIBUTES.items()}
@@ -122,7 +122,7 @@ def test_pictures_of_another_shape_are_refused(judge, images):
 # ---- counting ----
 
 
-def test_who_knows_everything_is_right_everywhere():
+def test_a_perfect_judge_is_right_everywhere():
     right = correct(logits_of(SPECS), SPECS)
     counted = {"noun": 5, "colour": 4, "pattern": 5, "scene": 6, "style": 6, "accessory": 1, "relation": 3}
     assert {name: row.tolist() for name, row in right.items()} == {

@@ -176,7 +176,7 @@ def test_loras_add_up(sd, tmp_path):
 
 
 def test_a_word_that_looks_like_a_row_of_another_is_refused(sd, concepts):
-    """Prompts write a word of two rows as "<v> <v>_1", here and in diffusers, so the two could not be told apart."""
+    """Prompts write a word of two rows as "<v> <v>_1", here and in diffusers, so the two could not be distinguished."""
     tensors = {"tokens": torch.zeros(2, 32)}
     one = Concept("textual_inversion", tensors, "random", {"tokens": ["<v>", "<v>_1"], "rows": ["<v>", "<v>_1"]}, {})
     with pytest.raises(ValueError, match=r"^concepts: expected tokens that .* <v>_1 is also the name of a row of <v>"):
@@ -286,7 +286,7 @@ def test_a_full_disk_loses_nothing(sd, concepts, tmp_path, monkeypatch, there_be
     assert load_concept(path).about["token"] == "<tiger>"
 
 
-def test_files_of_others_and_damaged_ones_are_told(concepts, tmp_path):
+def test_files_of_others_and_damaged_ones_are_refused(concepts, tmp_path):
     save_concept(tmp_path / "a.safetensors", concepts[0])
     whole = (tmp_path / "a.safetensors").read_bytes()
     damaged = {"cut": whole[:-100], "empty": b"", "text": b"no concept", "header": b"\xff" * 40 + whole[40:]}
@@ -530,7 +530,7 @@ def test_a_layer_that_one_concept_lacks_counts_as_the_base_there(sd, concepts, o
         close(got.tensors[key], value, **exact)
 
 
-def test_what_can_not_be_merged_is_refused(sd, concepts):
+def test_what_cannot_be_merged_is_refused(sd, concepts):
     other, before = trained(sd, RECIPES["textual inversion"](sd)), snapshot(sd)
     for chosen, message in [
         (concepts[:1], r"^concepts: expected two or more of custom_diffusion, got \['custom_diffusion'\]$"),

@@ -1,4 +1,4 @@
-"""The methods: which tensors they let learn and from what start, and what they refuse without leaving a trace."""
+"""The methods: which tensors they train and from what start, and what they refuse without leaving a trace."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -312,7 +312,7 @@ def test_new_words_can_be_searched_too(sd, untouched):
 
 
 @pytest.mark.parametrize("make", [textual_inversion.recipe, custom_diffusion.recipe])
-def test_captions_beside_the_pictures_count_where_the_word_is_all_that_learns(sd, untouched, tmp_path, make):
+def test_captions_beside_the_pictures_count_where_the_word_is_all_that_is_trained(sd, untouched, tmp_path, make):
     for k, picture in enumerate(PICTURES):
         picture.save(tmp_path / f"{k}.png")
         (tmp_path / f"{k}.txt").write_text("of {}")

@@ -71,7 +71,7 @@ def test_each_method_trains_saves_and_says_how_to_draw(world, sd, tmp_path, caps
     moved = [name for name, value in concept.tensors.items() if name not in before or not value.equal(before[name])]
     assert moved == list(concept.tensors)  # every one of them
     said = capsys.readouterr().out
-    assert "numbers learn, in 3 steps" in said and "this needs about 0.5 GiB; you have" in said
+    assert "numbers are trained, in 3 steps" in said and "this needs about 0.5 GiB; you have" in said
     if look:
         assert Image.open(out.with_name("x.step00003.png")).size == (4 * 34 - 2, 2 * 34 - 2)
         assert Image.open(out.with_name("x.png")).size == (3 * 34 - 2, 2 * 34 - 2)
@@ -137,13 +137,13 @@ def test_the_same_command_again_refuses_or_goes_on(world, tmp_path, capsys):
 
 BAD = {
     "empty folder": (["--images", "EMPTY"], "images: expected"),
-    "no such folder": (["--images", "nowhere"], "images: expected a folder with pictures, but nowhere is none"),
+    "no such folder": (["--images", "nowhere"], "images: expected a folder with pictures, but nowhere is not one"),
     "text files only": (["--images", "TEXTS"], "images: expected PNG, JPEG or WebP files in"),
     "a text file with a picture's name": (["--images", "FALSE"], "images: expected a PNG, JPEG or WebP picture, but"),
     "one corrupt picture": (["--images", "CORRUPT"], "images: expected a PNG, JPEG or WebP picture, but"),
     "an animation": (["--images", "ANIMATION"], "images: expected still pictures, got an animation of 2 frames"),
     "captions without the word": (["--images", "CAPTIONS"], "captions: expected <v> or {} in each, as nothing else"),
-    "a class noun that is none": (["--class-noun", " "], "class_noun: expected a word that the model knows"),
+    "an empty class noun": (["--class-noun", " "], "class_noun: expected a word that the model knows"),
     "a class noun of marks": (["--class-noun", "<|endoftext|>"], "class_noun: expected a word that the model knows"),
     "a token that exists": (["--token", "<|endoftext|>"], "token: expected a token that is new, but the tokenizer"),
     "a token that is a word": (["--token", "cat"], "token: expected a new token in lower case and brackets"),
@@ -199,12 +199,12 @@ def test_bad_input_is_one_sentence_and_code_2(world, tmp_path, capsys, case):
     assert {path.name for path in tmp_path.iterdir()} - {"cache"} == {"empty"}
 
 
-def test_a_noun_in_pieces_is_refused_where_the_vocabulary_is_known_and_told_elsewhere(world, tmp_path, capsys, sd):
+def test_a_noun_in_pieces_is_refused_where_the_vocabulary_is_known_and_warned_of_elsewhere(world, tmp_path, capsys, sd):
     args = SimpleNamespace(method="lora", token=["sks"], class_noun=["cat", "a photo"])
     with pytest.warns(UserWarning, match=r"^class_noun: the tokenizer cuts 'photo' into pieces; if the model draws"):
         train_command.check_words(args, sd)
     toybox = SimpleNamespace(defaults=registry.TOYBOX, tokenizer=sd.tokenizer)
-    with pytest.raises(ValueError, match=r"^class_noun: expected a word .*, but 'photo' is none to its token"):
+    with pytest.raises(ValueError, match=r"^class_noun: expected a word .*, but 'photo' is not in its vocab"):
         train_command.check_words(args, toybox)
     args.class_noun = ["cat"]
     train_command.check_words(args, toybox)
@@ -246,7 +246,7 @@ def test_a_loss_that_is_no_number_ends_with_one_sentence(world, tmp_path, capsys
     monkeypatch.setattr(finetune, "denoising_loss", breaks)
     assert run(*train_options(world, out, "lora", "--save-every", 2)) == 2
     err = last_line(capsys.readouterr().err)
-    assert err.startswith("error: lr: expected one that the training bears, got 0.01: the loss is not a number at ")
+    assert err.startswith("error: lr: expected one that keeps the loss finite, got 0.01: the loss is not a number at ")
     assert f"step 3; {state} holds the last good state" in err and err.endswith("(--fresh --lr X)")
     assert torch.load(state, weights_only=True)["step"] == 2 and not out.exists()
 
@@ -279,7 +279,7 @@ def test_memory_in_the_name_of_a_folder_is_no_lack_of_it(tmp_path, capsys):
     assert "memory.safetensors does not exist" in capsys.readouterr().err
 
 
-def test_a_concept_that_can_not_be_saved_is_saved_elsewhere(world, tmp_path, capsys, monkeypatch):
+def test_a_concept_that_cannot_be_saved_is_saved_elsewhere(world, tmp_path, capsys, monkeypatch):
     from safetensors.torch import save_file
 
     from course_lib.personalization import concept
@@ -300,7 +300,7 @@ def test_a_concept_that_can_not_be_saved_is_saved_elsewhere(world, tmp_path, cap
         out = tmp_path / "full" / "y.safetensors"
         assert run(*train_options(world, out)) == 2
         err, state = last_line(capsys.readouterr().err), out.with_name("y.safetensors.state.pt")
-        assert f"nor can the folder for temporary files, but {state} holds what was learnt; make room, then the" in err
+        assert f"nor can the folder for temporary files, but {state} holds the training; make room, then" in err
     assert trained(world, out).settings["steps"] == 3  # the same command
 
 
@@ -383,7 +383,7 @@ def test_ctrl_c_before_or_after_the_training_is_one_sentence(world, tmp_path, ca
 
     monkeypatch.setattr(train_command, "load", interrupted)
     assert run(*train_options(world, tmp_path / "x.safetensors")) == 130
-    assert capsys.readouterr().err == "\nStopped at once; what was saved before is whole.\n"
+    assert capsys.readouterr().err == "\nStopped at once; files that were saved before are whole.\n"
 
 
 def test_a_state_that_is_damaged_is_named(world, tmp_path, capsys):

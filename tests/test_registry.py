@@ -84,7 +84,7 @@ def test_names_folders_and_hub_ids(tmp_path):
             resolve(wrong)
 
 
-def test_a_single_file_is_told_how_to_become_a_folder(tmp_path, no_network):
+def test_the_error_for_a_single_file_says_how_to_make_a_folder(tmp_path, no_network):
     (tmp_path / "x.safetensors").touch()
     for name in (tmp_path / "x.safetensors", str(tmp_path / "x.safetensors")):
         with pytest.raises(ValueError, match=r"^name: expected a folder .* is a single file; .*from_single_file\("):
@@ -216,7 +216,7 @@ def test_known_hashes_are_checked_after_a_download(tmp_path, monkeypatch):
 
 
 def test_the_shipped_folder_by_its_path_is_the_toybox_model(tmp_path):
-    """So that a path gets the settings that suit the model; another folder is known by its path alone."""
+    """A path then gets the settings that suit the model; another folder has only its path as a name."""
     toybox = registry.MODELS["toybox"]
     assert registry.resolve(toybox.folder) is toybox and registry.resolve(f"{toybox.folder}/../toybox-sd") is toybox
     assert registry.resolve(tmp_path).name == str(tmp_path)

@@ -44,7 +44,7 @@ def new_run(out, fill=0.5, width=2, data="random numbers", **options):
 
 
 def regression(run, losses=None, before=lambda step: None):
-    """A loss for run.train: the average of four numbers is to be learnt. before(step) may break it off."""
+    """A loss for run.train, least at the average of four numbers. before(step) may raise."""
 
     def batch_loss(generator):
         before(run.step)
@@ -256,7 +256,7 @@ def test_a_digest_changes_with_every_number():
 
 @pytest.fixture
 def started(monkeypatch):
-    """What `begin` asked for; without an Accelerator, as a process can have one precision only."""
+    """The options that `new_accelerator` passed on; without an Accelerator, since a process has one precision only."""
     threads = []
     monkeypatch.setattr(command, "Accelerator", lambda **options: SimpleNamespace(num_processes=1, **options))
     monkeypatch.setattr(command, "PartialState", lambda cpu: SimpleNamespace(device=torch.device("cpu")))
@@ -270,34 +270,34 @@ def test_a_resumed_run_keeps_its_precision(tmp_path, monkeypatch, started):
     run = new_run(tmp_path, precision="bf16", steps=2)  # in the settings; the linear model is trained as it is
     run.train(regression(run))
     args = arguments(tmp_path, precision="auto")
-    assert command.begin(args).mixed_precision == args.precision == "bf16"
+    assert command.new_accelerator(args).mixed_precision == args.precision == "bf16"
     fresh = arguments(tmp_path / "fresh", precision="auto")
-    assert command.begin(fresh).mixed_precision == "no"
+    assert command.new_accelerator(fresh).mixed_precision == "no"
     monkeypatch.setenv("COURSE_PRECISION", "bfloat16")
-    assert command.begin(arguments(tmp_path / "fresh", precision="auto")).mixed_precision == "bf16"
-    assert command.begin(arguments(tmp_path / "fresh", precision="fp16")).mixed_precision == "fp16"
+    assert command.new_accelerator(arguments(tmp_path / "fresh", precision="auto")).mixed_precision == "bf16"
+    assert command.new_accelerator(arguments(tmp_path / "fresh", precision="fp16")).mixed_precision == "fp16"
 
 
 def test_each_of_several_processes_has_one_thread(tmp_path, monkeypatch, started):
-    command.begin(arguments(tmp_path))
+    command.new_accelerator(arguments(tmp_path))
     assert started == []  # torch's own choice
-    command.begin(arguments(tmp_path, threads=3))
+    command.new_accelerator(arguments(tmp_path, threads=3))
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(command, "Accelerator", lambda **options: SimpleNamespace(num_processes=2))
-    command.begin(arguments(tmp_path))
-    command.begin(arguments(tmp_path, threads=2))
+    command.new_accelerator(arguments(tmp_path))
+    command.new_accelerator(arguments(tmp_path, threads=2))
     assert started == [3, 1, 2]
 
 
 def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path, monkeypatch, started):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="torchrun --nproc_per_node 2"):
-        command.begin(arguments(tmp_path))
+        command.new_accelerator(arguments(tmp_path))
 
 
 def test_a_start_without_provenance_is_refused(tmp_path, started):
     with pytest.raises(ValueError, match=r"^--start-from: expected a shipped model with provenance.json"):
-        command.begin(arguments(tmp_path, start_from=tmp_path))
+        command.new_accelerator(arguments(tmp_path, start_from=tmp_path))
 
 
 def test_where_a_run_started_from_is_kept_in_its_state(tmp_path):

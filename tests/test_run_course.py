@@ -114,11 +114,11 @@ def test_a_failed_notebook_keeps_its_record(monkeypatch, tmp_path):
     monkeypatch.setattr(run_course, "REPO", tmp_path)
     row = {"ok": True, "peak_mib": 1}
     first = [row | {"notebook": name, "seconds": 1.0} for name in ("01.ipynb", "02.ipynb")]
-    run_course.keep({"profile": "cpu", "date": "2026-01-01", "notebooks": first})
+    run_course.merge_record({"profile": "cpu", "date": "2026-01-01", "notebooks": first})
     second = [
         row | {"notebook": "01.ipynb", "seconds": 2.0, "ok": False},
         row | {"notebook": "02.ipynb", "seconds": 2.0},
     ]
-    run_course.keep({"profile": "cpu", "date": "2026-01-02", "notebooks": second})
+    run_course.merge_record({"profile": "cpu", "date": "2026-01-02", "notebooks": second})
     kept = run_course.recorded("cpu")["notebooks"]
     assert [(row["seconds"], row["date"]) for row in kept] == [(1.0, "2026-01-01"), (2.0, "2026-01-02")]

@@ -174,7 +174,7 @@ def test_clip_keeps_the_clean_guess_in_range(run):
     assert any(x0_hat.abs().max() > 1 for _, _, x0_hat in run(fake, x_T, SCHEDULE, 10, clip=False))
 
 
-def test_a_model_that_knows_the_image_gets_it_back():
+def test_a_perfect_model_of_one_image_gets_it_back():
     """If eps_hat always points from one image x0, every sampler ends exactly there."""
     x0 = randn(2, 3, 4, 4).clamp(-1, 1)
 

@@ -89,7 +89,7 @@ def test_the_parts_are_frozen_and_in_evaluation(sd):
 
 
 @pytest.mark.parametrize("t", [7, torch.tensor([7, 1000])], ids=["int", "tensor"])
-def test_the_unet_is_told_t_minus_one(sd, latents, t):
+def test_the_unet_gets_t_minus_one(sd, latents, t):
     features = sd.encode_prompt(["a cat", "a tiger"])
     theirs = sd.unet(latents, t - 1, encoder_hidden_states=features).sample
     close(sd.eps_model(["a cat", "a tiger"])(latents, t), theirs)
@@ -204,8 +204,8 @@ def test_saved_and_loaded_it_is_the_same_model_here_and_in_diffusers(sd, tmp_pat
 def assert_stock_pipeline_equals(sd, folder):
     """In float64: guidance at w = 7.5 makes ten steps of float32 rounding larger than what is compared here.
 
-    The stock scheduler rounds alpha_bar to float32, which the same ten steps enlarge, the more the better a model has
-    learnt. So the pictures are compared twice: as they are, and more closely with our alpha_bar in its place.
+    The stock scheduler rounds alpha_bar to float32, which the same ten steps enlarge, more so for a better trained
+    model. So the pictures are compared twice: as they are, and more closely with our alpha_bar in its place.
     """
     pipe = StableDiffusionPipeline.from_pretrained(folder).to(torch.float64)
     pipe.set_progress_bar_config(disable=True)

@@ -8,7 +8,7 @@ import pytest
 
 LIBRARY = Path(__file__).resolve().parents[1] / "course_lib"
 FILES = sorted(LIBRARY.rglob("*.py"))
-# For notebooks, training and tests only: nothing in a part of the course leans on them.
+# For notebooks, training and tests only: no part of the course imports them.
 OUTSIDE = {"evaluation", "plots", "widgets", "checks", "cli", "personalize"}
 FORBIDDEN = {
     "diffusion": {"latent", "editing", "personalization"} | OUTSIDE,

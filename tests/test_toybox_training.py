@@ -87,7 +87,7 @@ def test_a_prompt_has_32_tokens(tokenizer, tmp_path):
 
 
 def test_captions_follow_from_the_step_and_may_be_written_ahead(tmp_path, tokenizer):
-    """Whoever writes them, and wherever a run goes on: step k has the same pictures and captions."""
+    """Step k has the same pictures and captions in any worker and in a resumed run."""
     here, there = (new_run(tmp_path, steps=5, images=40, workers=workers) for workers in (0, 2))
     steps = list(captioned(here, tokenizer))
     assert len(steps) == 5 and not torch.equal(steps[0][0], steps[1][0])
@@ -128,8 +128,8 @@ def test_contrastive_loss_is_least_where_pairs_match():
 # ---- the UNet's stage ----
 
 
-def test_the_eps_model_of_a_network_that_knows_v_is_right():
-    """v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) z_0: whoever returns it has eps."""
+def test_the_eps_model_of_a_perfect_v_network_is_right():
+    """v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) z_0: so a network that returns v gives eps."""
     noise_schedule, g = toybox_unet.schedule.scaled_linear(), torch.Generator().manual_seed(0)
     z0, eps = torch.randn(3, 8, 4, 4, generator=g), torch.randn(3, 8, 4, 4, generator=g)
     t = torch.tensor([1, 500, 1000])

@@ -114,12 +114,12 @@ def test_text_changes_the_image_where_there_is_cross_attention(tiny_unet):
     # The order of the tokens is not seen (positions are the text encoder's work), their number may be any.
     torch.testing.assert_close(net(XT, 7, context=text.flip(1)), net(XT, 7, context=text), rtol=1e-4, atol=1e-4)
     assert net(XT, 7, context=text[:, :1]).shape == XT.shape
-    # A network made without text input does not look at it.
-    deaf = tiny_unet()
-    torch.testing.assert_close(deaf(XT, 7, context=text), deaf(XT, 7), rtol=0, atol=0)
+    # A network made without text input ignores it.
+    plain = tiny_unet()
+    torch.testing.assert_close(plain(XT, 7, context=text), plain(XT, 7), rtol=0, atol=0)
 
 
-def test_a_new_network_starts_deaf_to_text_and_can_learn_to_listen():
+def test_a_new_network_ignores_text_and_can_be_trained_to_use_it():
     attention = Attention(32, context_dim=16)
     x, text, other = randn(1, 32, 4, 4), randn(1, 5, 16), randn(1, 5, 16, seed=1)
     torch.testing.assert_close(attention(x, text), attention(x, other), rtol=0, atol=0)

@@ -8,18 +8,18 @@ import psutil
 
 
 def watch_memory(client, peak, done):
-    """Until `done` is set, keeps in peak[0] the most bytes that the kernel and its children held at once."""
+    """Until `done` is set, stores in peak[0] the most bytes that the kernel and its children held at once."""
     while not done.wait(0.2):
         with contextlib.suppress(psutil.Error):  # a child has just ended
             peak[0] = max(peak[0], sum(process.memory_info().rss for process in kernel_processes(client)))
 
 
 class Stopped(BaseException):
-    """Ctrl-C or SIGTERM came; no fault of a notebook, so that no `except Exception` takes it for one."""
+    """Ctrl-C or SIGTERM was received; no Exception, so it is not reported as a notebook's error."""
 
 
 def stop_on_signals():
-    """From here on Ctrl-C and SIGTERM raise Stopped, once: what is left to do then takes some seconds."""
+    """From here on Ctrl-C and SIGTERM raise Stopped, once only: the clean-up then takes some seconds."""
 
     def stop(*_):
         ignore_signals()
@@ -44,7 +44,7 @@ def execute(client, folder):
     def run():
         try:
             client.execute(cwd=str(folder))
-        except Exception as error:  # whatever one notebook dies of, the others still run
+        except Exception as error:  # an error in one notebook does not stop the others
             problem.append(error)
 
     thread = threading.Thread(target=run, daemon=True)

@@ -1,4 +1,4 @@
-"""Measures the library: lines, functions, parameters, and what a reader opens for one step.
+"""Measures the library: lines, functions, parameters, and the files that a reader opens for one step.
 
     python tools/measure_code.py            prints both tables
 
@@ -26,7 +26,7 @@ GROUPS = ("lessons", "evaluation", "editing and unCLIP", "the rest", "toybox")
 
 
 def group_of(path: Path) -> str:
-    """To which budget a file of the library counts."""
+    """The budget that a file of the library counts towards."""
     name = path.relative_to(LIBRARY).as_posix()
     room = name.split("/")[0]
     if room in ("evaluation", "toybox"):
@@ -76,7 +76,7 @@ def opened(step: Callable[[], object]) -> dict[str, set[str]]:
 
 
 def steps() -> dict[str, dict[str, set[str]]]:
-    """What is opened for one step of training and one of sampling, in Part 1 and on Stable Diffusion."""
+    """The files opened for one step of training and one of sampling, in Part 1 and on Stable Diffusion."""
     import torch
     from PIL import Image
 

@@ -47,7 +47,7 @@ def _with_alt(out) -> dict:
 
 
 def _without_kernel(out, state: dict) -> list:
-    """A widget as what it had drawn when it was stored, and a line that names its controls."""
+    """A widget as its stored picture, and a line that names its controls."""
     names, drawn, waiting = [], [], [out.data[VIEW]["model_id"]]
     while waiting:
         model = state.get(waiting.pop(0), {}).get("state", {})

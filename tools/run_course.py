@@ -62,7 +62,7 @@ def run_notebook(path, label, build, write, pages):
 
 
 def conditions():
-    """When, in which profile and on what the notebooks ran."""
+    """The date, profile, device and versions of a run."""
     import torch  # here, so that --help is quick
 
     return {
@@ -80,11 +80,11 @@ def recorded(profile):
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def keep(report):
+def merge_record(report):
     """Merges the rows of this run into data/results/course_<profile>.json, which the README's table is made from."""
     path = REPO / "data" / "results" / f"course_{report['profile']}.json"
     earlier = (recorded(report["profile"]) or {"notebooks": []})["notebooks"]
-    # Rows of other days stay, and that of a notebook that failed: its outputs are the old ones too.
+    # Rows of other days stay, and so does that of a notebook that failed, since its outputs are the old ones.
     new = [row | {"date": report["date"]} for row in report["notebooks"] if row["ok"]]
     rows = {row["notebook"]: row for row in [*earlier, *new]}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +106,7 @@ def expected(paths, profile):
 def arguments():
     parser = argparse.ArgumentParser(prog="python tools/run_course.py", description=__doc__.split("\n")[0])
     parser.add_argument("--profile", choices=environment.PROFILES, help="sizes; default: as the environment says")
-    parser.add_argument("--only", nargs="+", metavar="NN", default=[""], help="notebooks whose names start so")
+    parser.add_argument("--only", nargs="+", metavar="NN", default=[""], help="starts of notebook names")
     parser.add_argument("--write", action="store_true", help="keep the outputs in the notebooks")
     parser.add_argument("--notebooks", type=Path, default=REPO / "notebooks", help="their folder")
     parser.add_argument("--build", type=Path, default=REPO / "build", help="the folder for the pages and course.json")
@@ -141,7 +141,7 @@ def main():
     write_index(args.paths, args.build)
     report = {**conditions(), "notebooks": run}
     if args.write:
-        keep(report)
+        merge_record(report)
     (args.build / "course.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print("\n" + ", ".join(f"{key} {value}" for key, value in report.items() if key != "notebooks"))
     for row in run:

@@ -1,4 +1,4 @@
-"""What is kept of a notebook's outputs: nothing that only tells about the machine that made them."""
+"""Cleans a notebook's outputs of all that describes only the machine that made them."""
 
 import re
 
@@ -18,13 +18,13 @@ def leaked_paths(nb, own=()):
 
 
 def last_state(text):
-    """What a terminal shows in the end: of each line, the part after its last carriage return."""
+    """The text that a terminal shows in the end: of each line, the part after its last carriage return."""
     lines = text.replace("\x1b[A", "").split("\n")
     return "\n".join(([part for part in line.split("\r") if part.strip()] or [""])[-1] for line in lines)
 
 
 def tidy(nb):
-    """Drops what differs between machines and runs but tells a reader nothing; changes `nb` in place."""
+    """Drops all that differs between machines and runs and is of no use to a reader; changes `nb` in place."""
     nb.metadata.kernelspec = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
     nb.metadata.get("language_info", {}).pop("version", None)
     if not all(widgets.get("state") for widgets in nb.metadata.get("widgets", {}).values()):

@@ -1,6 +1,6 @@
 """Run every command that README.md and CONTRIBUTING.md show, in a fresh clone, and say which of them work.
 
-    python3 tools/try_commands.py --list               only says what would be run and what is left out
+    python3 tools/try_commands.py --list               only lists the commands that would be run or left out
     python3 tools/try_commands.py                      runs them, in the order of the pages
     python3 tools/try_commands.py --only personalize   those that match a regular expression
 
@@ -21,7 +21,7 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "CONTRIBUTING.md")
 PROGRAMS = r"(?:[A-Z_]+=\S+ )*(?:make|python|pip|jupyter|bash|torchrun|uv|\.venv/bin/\w+(?:-\w+)*) \S.*"
-LEFT_OUT = {  # what is not run, and why; the first pattern that matches counts
+LEFT_OUT = {  # commands that are not run, and why; the first pattern that matches counts
     r"make lab|jupyter lab": "opens a browser and does not end",
     r"make (course|notebooks)( PROFILE=cpu)?": "takes about an hour; `make course PROFILE=smoke` runs the same cells",
     r"make lock.*|uv pip compile.*": "asks the package index and changes requirements.lock",

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from command import begin, command, common_arguments
+from command import command, common_arguments, new_accelerator
 from run import Run, digest
 from safetensors.torch import save_file
 from torch import Tensor
@@ -78,7 +78,7 @@ def order(seed: int, epoch: int, count: int) -> Tensor:
 
 def main() -> None:
     args = arguments()
-    accelerator = begin(args)
+    accelerator = new_accelerator(args)
     data = cifar10.load(args.data, verbose=accelerator.is_main_process)
     together = args.batch_size * accelerator.num_processes  # pictures of a step
     steps = len(data.train_images) // together
@@ -108,7 +108,7 @@ def main() -> None:
 
 
 def ship(run: Run, data: cifar10.Dataset, epochs: float) -> None:
-    """Write the weights, what they reach, and the Gaussian of the training images' features for the metrics."""
+    """Write the weights, their accuracy, and the Gaussian of the training images' features for the metrics."""
     args, model = run.args, run.ema.model
     quality = {"test_accuracy": accuracy(features_and_logits(model, data.test_images)[1], data.test_labels)}
     if args.exact:

@@ -27,7 +27,7 @@ def common_arguments(parser: argparse.ArgumentParser, out: str, batch_size: int,
     add("--out", type=Path, default=Path(out), help=f"folder for the state, the log and samples (default {out})")
     add("--ship", type=Path, help="folder for the averaged weights at the end, such as data/checkpoints/NAME")
     add("--start-from", type=Path, help="a shipped model of this script; training goes on from it with a new optimiser")
-    add("--minutes", type=float, default=60, help="stops after this long (default 60)")
+    add("--minutes", type=float, default=60, help="stop after this many minutes (default 60)")
     if steps:
         add("--steps", type=int, default=steps, help=f"number of steps in all (default {steps:,})")
         add("--cooldown", type=float, default=0.3, help="share of the steps over which the learning rate falls to 0 "
@@ -45,8 +45,8 @@ def common_arguments(parser: argparse.ArgumentParser, out: str, batch_size: int,
     add("--seed", type=int, default=0, help="the same seed gives the same run (default 0)")
 
 
-def begin(args: argparse.Namespace) -> Accelerator:
-    """Set threads, seed and precision; find the device and the other processes. A run that goes on keeps its precision.
+def new_accelerator(args: argparse.Namespace) -> Accelerator:
+    """Set threads, seed and precision; find the device and the other processes. A resumed run keeps its precision.
 
     Raises ValueError if --start-from or the saved state cannot be read, or if the processes do not know of each other.
     """
@@ -61,7 +61,7 @@ def begin(args: argparse.Namespace) -> Accelerator:
         state = args.out / "state.pt"
         saved = read_state(state)["settings"] if state.is_file() else {}
         chosen = saved.get("--precision") or mixed_precision(PartialState(cpu=cpu).device)
-        args.precision = broadcast_object_list([chosen])[0]  # each process may have timed another one as the fastest
+        args.precision = broadcast_object_list([chosen])[0]  # timings may differ between processes
     accelerator = Accelerator(mixed_precision=args.precision, cpu=cpu)
     if processes != accelerator.num_processes:  # each would train a model of its own
         raise ValueError("the processes do not know of each other; start them with `torchrun --nproc_per_node 2`")

@@ -1,4 +1,4 @@
-"""Train the class-conditional DDPM of Part 1, with dropped labels: one model for unconditional, conditional, guided.
+"""Train the class-conditional DDPM of Part 1, with dropped labels: one for unconditional and guided sampling.
 
     python training/ddpm_cifar10.py --data /path/to/cifar10.npz --minutes 90
     torchrun --nproc_per_node 2 training/ddpm_cifar10.py ...
@@ -10,7 +10,7 @@ It can be stopped at any time (Ctrl-C, kill -9): the same command goes on from t
 import argparse
 
 import torch
-from command import begin, command, common_arguments
+from command import command, common_arguments, new_accelerator
 from PIL import Image
 from run import Run, digest
 from torch import Tensor
@@ -39,7 +39,7 @@ def arguments() -> argparse.Namespace:
 
 
 class DDPMRun(Run):
-    """As `Training` in course_lib/diffusion/train.py steps."""
+    """Takes the same steps as `Training` in course_lib/diffusion/train.py."""
 
     adamw = dict(weight_decay=0.0)
     warmup = 200
@@ -47,7 +47,7 @@ class DDPMRun(Run):
 
 def main() -> None:
     args = arguments()
-    accelerator = begin(args)
+    accelerator = new_accelerator(args)
     data = cifar10.toybox10() if args.toybox else cifar10.load(args.data, verbose=accelerator.is_main_process)
     attention = tuple(level == 1 for level in range(len(args.channels)))
     model = UNet(

@@ -35,7 +35,7 @@ class Run:
     """One resumable training of `model`: `run.train(batch_loss, on_save)`. `run.ema.model` holds the averaged weights.
 
     If args.out/state.pt exists, the run goes on from it.
-    args: with the options of `common_arguments`.  accelerator: from `begin`.  made_by: the script.
+    args: with the options of `common_arguments`.  accelerator: from `new_accelerator`.  made_by: the script.
     about: the data, the sizes of the model, and all else beside the options that the result depends on.
     Raises ValueError if the state is damaged, or belongs to other data or settings.
     """
@@ -142,7 +142,7 @@ class Run:
                                      "begin again with a smaller --lr and another --out")  # fmt: skip
 
     def _any(self, flag: bool) -> bool:
-        """Whether any process says yes: all have to stop after the same step."""
+        """Whether any process says yes, since all have to stop after the same step."""
         if self.accelerator.num_processes == 1:
             return flag
         return self.accelerator.reduce(torch.tensor(float(flag), device=self.device), "sum").item() > 0
@@ -193,7 +193,7 @@ class Run:
             print(f"{self.state}: goes on from step {self.step:,} ({self.minutes:.0f} minutes so far)", flush=True)
 
     def facts(self) -> dict:
-        """How the weights came about, for provenance.json."""
+        """How the weights were made, for provenance.json."""
         args = self.args
         return dict(
             steps=self.step, minutes=round(self.minutes, 1), batch_size=args.batch_size, lr=args.lr, ema=args.ema,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from command import begin, command, common_arguments
+from command import command, common_arguments, new_accelerator
 from run import Run
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
@@ -30,7 +30,7 @@ SHAPE = dict(hidden_size=128, intermediate_size=512, num_attention_heads=4, proj
 
 
 def train_tokenizer(count: int = 20_000, vocabulary: int = 1400) -> CLIPTokenizer:
-    """A CLIP tokenizer that merges the pairs of letters most frequent in the captions of the Toybox, these first."""
+    """A CLIP tokenizer that merges the pairs of letters of the Toybox captions, the most frequent first."""
     bpe = Tokenizer(models.BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>"))
     bpe.normalizer = normalizers.Lowercase()
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
@@ -104,7 +104,7 @@ def main() -> None:
     common_arguments(parser, out="runs/toybox_clip", batch_size=192, lr=1e-3, steps=4000)
     picture_arguments(parser, captions=True)
     args = parser.parse_args()
-    accelerator = begin(args)
+    accelerator = new_accelerator(args)
     tokenizer = train_tokenizer()
     clip = CLIPModel(clip_config(tokenizer))
     if args.start_from:

@@ -1,10 +1,10 @@
-"""Train the judge that scores the Toybox pictures: attributes from captions' specs, individuals from pairs of views.
+"""Train the judge that scores the Toybox pictures: attributes from the specs, individuals from pairs of views.
 
     python training/toybox_judge.py --minutes 20 --ship data/checkpoints/toybox-judge
 
 It is trained on pictures of its own (split "judge"), which no generator is trained on. For the identity head, random
 individuals (two tones, layout, emblem, accessory: never those of the twelve subjects) are drawn in two views each; the
-loss asks for the second view of an individual among those of all individuals in the batch.
+loss is the cross-entropy of finding the second view of an individual among all in the batch.
 It can be stopped at any time (Ctrl-C, kill -9): the same command goes on from the last save.
 """
 
@@ -16,7 +16,7 @@ from multiprocessing import get_context
 import numpy as np
 import torch
 import torch.nn.functional as F
-from command import begin, command, common_arguments
+from command import command, common_arguments, new_accelerator
 from run import Run
 from torch import Tensor
 from toybox_stage import data_name, kept, picture_arguments, pictures
@@ -83,7 +83,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.individuals <= HELD_OUT:
         raise ValueError(f"--individuals: expected more than {HELD_OUT}, which are held out, got {args.individuals}")
-    accelerator = begin(args)
+    accelerator = new_accelerator(args)
     judge = checkpoint.load(args.start_from, model_class=Judge).requires_grad_(True) if args.start_from else Judge()
     about = {"data": data_name(args.images, "judge"), **judge.config}
     run = Run(args, judge, accelerator, "training/toybox_judge.py", about)

@@ -1,4 +1,4 @@
-"""Parts that several Toybox trainings share: pictures, captions of each step, files that are kept, shipping."""
+"""Parts that several Toybox trainings share: pictures, captions of each step, cached files, shipping."""
 
 import argparse
 import copy
@@ -38,7 +38,7 @@ def data_name(count: int, split: str = "train") -> str:
 
 
 def kept(path: Path, make: Callable[[], Tensor]) -> Tensor:
-    """A tensor from a file; made and written there the first time."""
+    """A tensor from a file, which is made and written the first time."""
     if path.is_file():
         try:
             return torch.load(path, weights_only=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from command import begin, command, common_arguments
+from command import command, common_arguments, new_accelerator
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
@@ -139,7 +139,7 @@ def main() -> None:
     parser.add_argument("--fresh-output", action="store_true", help="with --start-from: begin with a new last layer, "
                         "for a model that predicted eps")  # fmt: skip
     args = parser.parse_args()
-    accelerator = begin(args)
+    accelerator = new_accelerator(args)
     vae, text_encoder, tokenizer = load_parts(args.parts, accelerator.device)
     channels = vae.config.latent_channels
     unet = UNet2DConditionModel(
@@ -153,7 +153,7 @@ def main() -> None:
     if accelerator.device.type == "cpu":  # torch's fused attention is slow backwards on a CPU at these sizes
         unet.set_attn_processor(AttnProcessor())
     encoder_weights = [*vae.encoder.parameters(), *vae.quant_conv.parameters()]
-    encoder = digest(encoder_weights)  # of the decoder nothing: it may be trained further, and the latents stay valid
+    encoder = digest(encoder_weights)  # not the decoder's: if it is trained further, the latents stay valid
     about = {"data": data_name(args.images), "encoder": encoder, "text encoder": digest(text_encoder.parameters()),
              "scaling factor": vae.config.scaling_factor, **{name: unet.config[name] for name in CONFIG}}  # fmt: skip
     run = Run(args, unet, accelerator, "training/toybox_unet.py", about)

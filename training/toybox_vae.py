@@ -4,7 +4,7 @@
     python training/toybox_vae.py --start-from data/checkpoints/toybox-sd/vae --minutes 30      # sharpen the decoder
 
 The network is diffusers' AutoencoderKL. Its encoder is not trained but set (`linear_encoder`): the principal
-components of 4 x 4 blocks of pixels, large ones large and small ones small. A trained encoder, as in notebook 04,
+components of 4 x 4 blocks of pixels, with large variances for the large ones. A trained encoder, as in notebook 04,
 gives all its channels about the same variance, so details weigh as much as shapes in the UNet's loss. (This is a
 reason; the two were not compared by measurement.)
 Only the decoder is trained. Its loss is the absolute error of the pixels and of their differences to the neighbours,
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from command import begin, command, common_arguments
+from command import command, common_arguments, new_accelerator
 from diffusers import AutoencoderKL
 from PIL import Image
 from run import Run
@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--latent-channels", type=int, default=12, help="channels of the latents: more give sharper "
                         "pictures, which are harder to generate (default 12)")  # fmt: skip
     args = parser.parse_args()
-    accelerator = begin(args)
+    accelerator = new_accelerator(args)
     images = pictures(args.images, accelerator.device)
     vae = AutoencoderKL(**CONFIG, latent_channels=args.latent_channels)
     if args.start_from:

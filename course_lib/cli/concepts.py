@@ -1,6 +1,6 @@
 """The commands that use a trained concept: sample, merge, compress, info, export.
 
-`args` holds the options of the command, see main.py. torch and the library take seconds to import, so functions do it.
+`args` holds the options of the command, see main.py. torch and the library import slowly, so functions import them.
 """
 
 import math
@@ -39,7 +39,7 @@ def sample(args):
 
 
 def open_concepts(args, dtype=None):
-    """(sd, concepts): the files of --concept, ours or other tools', and the model that they are for."""
+    """(sd, concepts): the base model, and the files of --concept, which are ours or other tools'."""
     from course_lib.latent.registry import MODELS
     from course_lib.latent.stable_diffusion import load
     from course_lib.personalization.concept import load_concept
@@ -52,10 +52,10 @@ def open_concepts(args, dtype=None):
     ours = {path: load_concept(path) for path in paths if is_ours(path)}
     base = args.base or next((concept.base for concept in ours.values()), None if paths else "toybox")
     if base is None:
-        raise ValueError(f"concept: {paths[0]} is damaged, or of another tool; if of another tool, say with --base "
-                         "which model it is for")  # fmt: skip
+        raise ValueError(f"concept: expected a concept of this course, but {paths[0]} is damaged or of another tool; "
+                         "for another tool's file, name its model with --base")  # fmt: skip
     if not args.base and base not in MODELS and not Path(base).is_dir():
-        raise ValueError(f"base: expected --base, since {base!r} is not on this machine; give its folder or name")
+        raise ValueError(f"base: expected --base, since {base!r} is not on this machine; name its folder or hub id")
     sd = load(base, args.device, dtype, low_memory=getattr(args, "low_memory", False) or None)
     return sd, [ours[path] if path in ours else load_foreign(path, sd) for path in paths]
 
@@ -93,7 +93,7 @@ def merge(args):
     else:
         merged = merge_concepts(sd, concepts, ordinary_sentences(args, sd))
     save_concept(args.out, merged)
-    words = ", ".join(name for _, name in drawing.subjects(merged)) or "that their makers say"
+    words = ", ".join(name for _, name in drawing.subjects(merged)) or "that their authors chose"
     print(f"wrote {args.out} ({drawing.human_size(args.out)}) with the words {words}")
 
 

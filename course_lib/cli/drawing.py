@@ -1,4 +1,4 @@
-"""What the commands draw and write: prompts with a concept's words, pictures, and whether there is room for them."""
+"""Helpers of the commands: prompts with a concept's words, pictures, and the checks of --out."""
 
 import itertools
 import re
@@ -10,7 +10,7 @@ WEB_SYNTAX = re.compile(r"\([^()]*:[\d.]+\)|<lora:[^>]*>")
 
 
 def subjects(learnt):
-    """[(token, how a prompt names the subject)] of a concept or a recipe: [("<v>", "<v> cat")]; [] if it says none."""
+    """[(token, its words in a prompt)] of a concept or recipe: [("<v>", "<v> cat")]; [] if it names none."""
     about = learnt.about
     tokens, nouns = (about.get(f"{key}s") or [about.get(key) or ""] for key in ("token", "noun"))
     alone = learnt.method == "textual_inversion"
@@ -18,11 +18,11 @@ def subjects(learnt):
 
 
 def fill_placeholder(prompts, *learnt):
-    """Put the words of concepts or recipes in the places of {}, in order; a note if one of them is in no prompt."""
+    """Replace each {} by the words of the next concept or recipe; warn if the words of one are in no prompt."""
     names = [name for one in learnt for _, name in subjects(one)]
     if not names and any("{}" in prompt for prompt in prompts):
         raise ValueError(
-            "prompt: expected one without {}, since the file does not say its word; write the one that its maker names"
+            "prompt: expected one without {}, since the file does not name its word; write the one its author gives"
             if learnt else "prompt: expected --concept FILE, whose words {} stands for, or a prompt without {}"
         )  # fmt: skip
     filled = []
@@ -34,7 +34,7 @@ def fill_placeholder(prompts, *learnt):
     for tokens in ([token for token, _ in subjects(one)] for one in learnt):
         if tokens and not any(_holds(prompt, token) for prompt in filled for token in tokens):
             warnings.warn(f"prompt: none holds the new word {' or '.join(tokens)}, so its concept does little or "
-                          "nothing; write it just so, or {} in its place", stacklevel=2)  # fmt: skip
+                          "nothing; write it exactly so, or {} in its place", stacklevel=2)  # fmt: skip
     return filled
 
 
@@ -44,12 +44,12 @@ def _holds(prompt, token):
 
 
 def draw(sd, prompts, count, *, w, steps, seed):
-    """`count` pictures for each prompt, from the same noises for all; w=None is the guidance that suits the model."""
+    """Draw `count` pictures of each prompt, from the same noises; w=None: the model's own guidance_scale."""
     w = sd.defaults.guidance if w is None else w
     x_T = sd.noise(count, seed=seed).repeat(len(prompts), 1, 1, 1)
     images = sd.sample(prompts, w=w, steps=steps, seed=seed, x_T=x_T)
     if not images.isfinite().all():
-        raise FloatingPointError("picture: expected finite numbers, got NaN or infinity, so it was not written; take a "
+        raise FloatingPointError("picture: expected finite numbers, got NaN or infinity, so it was not written; use a "
                                  "smaller --w, or train with a smaller --lr")  # fmt: skip
     return images
 
@@ -57,7 +57,7 @@ def draw(sd, prompts, count, *, w, steps, seed):
 def check_out(args, endings=(), folder=False):
     """Raise a ValueError before anything is computed if --out cannot be written, or holds something already.
 
-    endings: of a file.  folder: a name without an ending, or any name if there are no endings, is a folder.
+    endings: those of a file.  folder: a name without an ending means a folder; without `endings` any name does.
     """
     out, suffix = args.out, args.out.suffix.lower()
     is_folder = folder and not (endings and suffix)
@@ -73,12 +73,12 @@ def check_out(args, endings=(), folder=False):
     try:
         tempfile.TemporaryFile(dir=place).close()
     except OSError as error:
-        raise ValueError(f"out: expected a {kind} where one can be written, but {place} is no such place "
+        raise ValueError(f"out: expected a {kind} where one can be written, but {place} cannot be written "
                          f"({error.strerror}); choose another") from error  # fmt: skip
 
 
 def note_unknown_words(sd, prompts, tokens):
-    """Warn of words that the Toybox model never saw; others were trained on too many words to tell."""
+    """Warn about words that no caption of the Toybox model has; for other models nothing is known."""
     if not sd.defaults.toybox_world:
         return
     from course_lib.latent.text import words
@@ -89,7 +89,7 @@ def note_unknown_words(sd, prompts, tokens):
             prompt = prompt.replace(token, " ")
         unknown |= {word: None for word, places in words(sd.tokenizer, prompt) if len(places) > 1}
     if unknown:
-        warnings.warn(f"prompt: the Toybox model never saw {', '.join(unknown)}; such words draw anything or nothing",
+        warnings.warn(f"prompt: the Toybox model was not trained on {', '.join(unknown)}; their effect is unclear",
                       stacklevel=2)  # fmt: skip
 
 
@@ -106,6 +106,6 @@ def write_grid(path, images, columns):
 
 
 def human_size(path):
-    """How large a file, or a number of bytes, is: "3.5 kB"."""
+    """The size of a file, or a number of bytes, in words: "3.5 kB"."""
     count = path if isinstance(path, int) else path.stat().st_size
     return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"

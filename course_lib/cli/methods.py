@@ -16,8 +16,8 @@ class Method:
     """A method of personalization.
 
     title: its name in tables.  recipe: (sd, images, noun=, token=, settings=, **options) -> a context manager of a
-    Recipe.  settings: for each kind of base model.  token: the usual word for the subject.  options: those that not
-    all recipes take, by the names of the command's options.
+    Recipe.  settings: for each kind of base model.  token: the usual word for the subject.  options: those that only
+    some recipes take, by the names of the command's options.
     """
 
     title: str

@@ -1,8 +1,8 @@
-"""What `python -m course_lib.personalize train` does: check, plan, train, save; interrupted, it can go on.
+"""The command `python -m course_lib.personalize train`: check, plan, train, save; it can be resumed.
 
 Used by: notebooks/11_textual_inversion.ipynb, section "Your own pictures".
 
-`args` is what the options of the command say, see course_lib/personalize.py.
+`args` holds the options of the command, see main.py.
 """
 
 import contextlib
@@ -42,14 +42,14 @@ ONLY_SOME = frozenset.union(*(method.options for method in METHODS.values()))
 
 
 def train(args):
-    """Check what was asked for, train, save; an interrupted training goes on from FILE.state.pt."""
+    """Check the options, train, save; an interrupted training goes on from FILE.state.pt."""
     check_train(args)
     with only_one(args.out):
         return train_alone(args)
 
 
 def train_alone(args):
-    """The training, while no other has the same --out."""
+    """Train, while no other training has the same --out."""
     begun, state = time.perf_counter(), args.out.with_name(args.out.name + ".state.pt")
     found, captions = pictures_and_captions(args)
     check_pictures_to_write(args)
@@ -60,10 +60,10 @@ def train_alone(args):
     note_unknown_words(sd, [*captions, *(args.prompts or [])], args.token)
     print(f"{found} pictures, {len(captions) or 'no'} captions beside them; the model is {sd.name} on {sd.device}")
     if sd.defaults.toybox_world:
-        print("this model knows drawings only, such as data/subjects; for photos take --base sd15")
+        print("this model was trained on drawings only, such as data/subjects; for photos use --base sd15")
     with make_recipe(args, sd) as recipe:
-        learn = sum(param.numel() for param in recipe.params.values())
-        print(f"{args.method}: {learn:,} numbers learn, in {recipe.settings.steps} steps")
+        count = sum(param.numel() for param in recipe.params.values())
+        print(f"{args.method}: {count:,} numbers are trained, in {recipe.settings.steps} steps")
         settings, plan = memory_plan(sd, recipe, device_memory(sd.device), args.low_memory)
         print(plan)
         # Memory options do not change results; a resumed run keeps its own.
@@ -79,18 +79,18 @@ def train_alone(args):
             held = f"{state} holds step {stopped}" if state.is_file() else "no state could be saved"
             print(f"\nStopped after step {stopped}; {held}: the same command goes on from there.", file=sys.stderr)
             return 130
-        keep(args.out, recipe, state)
+        save_or_rescue(args.out, recipe, state)
         if args.grid:
             picture = args.out.with_suffix(".png")
             prompts = new_scenes(args, recipe)
             write_grid(picture, draw(sd, prompts, args.grid, w=None, steps=25, seed=args.seed), args.grid)
             print(f"wrote {picture}; its rows: {'; '.join(prompts)}")
-    tell_end(args, state, time.perf_counter() - begun)
+    print_end(args, state, time.perf_counter() - begun)
     return 0
 
 
 def load_model(args, saved):
-    """The base model, once it is sure to know the words; a resumed training keeps its precision."""
+    """The base model, after a check that its tokenizer has the words; a resumed training keeps its precision."""
     sd = load(args.base, args.device, low_memory=args.low_memory or None)
     if saved:
         sd.to(dtype=getattr(torch, saved["dtype"]))
@@ -101,15 +101,15 @@ def load_model(args, saved):
 
 
 def check_train(args):
-    """One token and one noun for each folder, and no option of another method; raises ValueError."""
+    """Raise a ValueError unless each folder has one token and one noun, and no option is of another method."""
     method, several = method_of(args), args.method == "custom-diffusion" and len(args.images) > 1
     for name in sorted(ONLY_SOME - method.options):
         if getattr(args, name) is not None:
             fits = " and ".join(key.replace("_", "-") for key, one in METHODS.items() if name in one.options)
             raise ValueError(f"{name}: expected with {fits} only, got it with {args.method}; leave it out")
     if len(args.images) > 1 and not several:
-        raise ValueError(f"images: expected one folder with {args.method}, got {len(args.images)}; several are learnt "
-                         "together with custom-diffusion")  # fmt: skip
+        raise ValueError(f"images: expected one folder with {args.method}, got {len(args.images)}; only "
+                         "custom-diffusion trains several together")  # fmt: skip
     if args.token is None:
         args.token = [f"<v{k}>" for k in range(1, len(args.images) + 1)] if several else [method.token]
     for name in ("token", "class_noun"):
@@ -127,7 +127,7 @@ def check_train(args):
 
 @contextlib.contextmanager
 def only_one(out):
-    """Raise a ValueError while another training, on this machine, has the same --out; a killed one holds nothing."""
+    """Raise a ValueError while another training on this machine has the same --out; a killed one leaves no lock."""
     lock = cache_dir() / "locks" / hashlib.sha256(str(out.expanduser().resolve()).encode()).hexdigest()[:16]
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
@@ -148,7 +148,7 @@ def only_one(out):
 
 
 def pictures_and_captions(args):
-    """(how many pictures, their captions); raises ValueError if one cannot be read, and holds one at a time."""
+    """(number of pictures, their captions); opens one at a time, and raises ValueError if one cannot be read."""
     found, captions = 0, []
     for folder in args.images:
         for source in image_sources(folder):
@@ -170,20 +170,20 @@ def check_pictures_to_write(args):
 
 
 def make_room(out):
-    """The folder of --out, before anything is trained; raises ValueError if nothing can be written there."""
+    """Make the folder of --out before the training; raises ValueError if nothing can be written there."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         writable = os.access(out.parent, os.W_OK)
     except OSError:
         writable = False
     if not writable:
-        raise ValueError(f"out: expected a file in a folder that can be written, but {out.parent} cannot; choose "
-                         "another")  # fmt: skip
+        raise ValueError(f"out: expected a file in a folder that can be written, but {out.parent} is not one; "
+                         "choose another")  # fmt: skip
 
 
 def check_words(args, sd):
-    """Tokens and class nouns that the model can read; raises ValueError."""
-    free = args.method in ("dreambooth", "lora")  # their word may be of several sub-words, and one that exists
+    """Raise a ValueError for a token or a class noun that the tokenizer cannot use."""
+    free = args.method in ("dreambooth", "lora")  # their word may exist already, and be several sub-words
     for token in args.token:
         if free and not words(sd.tokenizer, token):
             raise ValueError(f"token: expected a rare word, such as sks, got {token!r}")
@@ -199,11 +199,11 @@ def check_words(args, sd):
             raise ValueError(f"class_noun: expected a word that the model knows, such as 'cat', got {noun!r}")
         cut = [word for word, positions in found if len(positions) > 1]
         if cut and sd.defaults.toybox_world:  # its tokenizer has every word of its training captions
-            raise ValueError(f"class_noun: expected a word that the model knows, but {cut[0]!r} is none to its "
-                             f"tokenizer; take the nearest of {', '.join(NOUNS)}")  # fmt: skip
+            raise ValueError(f"class_noun: expected a word that the model knows, but {cut[0]!r} is not in its "
+                             f"vocabulary; use the nearest of {', '.join(NOUNS)}")  # fmt: skip
         if cut:
             warnings.warn(f"class_noun: the tokenizer cuts {cut[0]!r} into pieces; if the model draws something else "
-                          "for it, take a more common word", stacklevel=2)  # fmt: skip
+                          "for it, use a more common word", stacklevel=2)  # fmt: skip
 
 
 def start_state(args, state):
@@ -228,7 +228,7 @@ def method_of(args):
 
 
 def make_recipe(args, sd):
-    """The recipe of --method; options that were not given stay as the method's module has them."""
+    """The recipe of --method; options that were not given keep the method's defaults."""
     method = method_of(args)
     several = len(args.images) > 1
     settings = custom_diffusion.joint_settings(sd, len(args.images)) if several else method.settings_for(sd)
@@ -255,12 +255,12 @@ def prior(args, sd):
     check_noun(sd.tokenizer, noun)
     if not count:
         return None
-    print(f"the model draws {count} pictures of the class {noun!r}, once; later trainings find them again")
+    print(f"the model draws {count} pictures of the class {noun!r}, once; later trainings use them again")
     return dreambooth.prior_examples(sd, noun, count)
 
 
 def class_pictures(args, sd):
-    """What Custom Diffusion's --regularisation means: pictures of each class, from the Toybox world or from folders."""
+    """Custom Diffusion's --regularisation pictures of each class, from the Toybox world or from folders."""
     given = args.regularisation or (["100"] if sd.defaults.toybox_world else ["0"])
     nouns, options = list(dict.fromkeys(args.class_noun)), {}
     if args.similarity is not None:
@@ -280,12 +280,12 @@ def class_pictures(args, sd):
         for folder, noun in zip(folders, nouns, strict=True):
             examples.append(_found(regularisation.folder_regularisation, sd, folder, noun, **options))
     for noun, one in zip(nouns, examples, strict=True):
-        print(f"{len(one.prompts)} pictures hold the class {noun!r}, such as {one.prompts[0][0]!r}")
+        print(f"{len(one.prompts)} pictures are added for the class {noun!r}, such as {one.prompts[0][0]!r}")
     return examples
 
 
 def _found(search, *args, **options):
-    """What a search gives; its complaint in the words of the command's options."""
+    """The result of a search; its error message gets the names of the command's options."""
     try:
         return search(*args, **options)
     except ValueError as error:
@@ -296,7 +296,7 @@ def _found(search, *args, **options):
 
 
 def loop(args, sd, recipe, state, done):
-    """Train with a bar; returns the step at which Ctrl-C stopped it, or None."""
+    """Train with a progress bar; returns the step at which Ctrl-C stopped it, or None."""
     steps, losses = recipe.settings.steps, []
     training = finetune(sd, recipe, checkpoint=state, save_every=args.save_every)
     bar = tqdm(total=steps, initial=min(done, steps), desc=args.method, unit="step")
@@ -315,7 +315,7 @@ def loop(args, sd, recipe, state, done):
                 if asked.is_set() and step < steps:
                     return step
         except FloatingPointError as error:
-            raise FloatingPointError(f"lr: expected one that the training bears, got {recipe.settings.lr}: {error} "
+            raise FloatingPointError(f"lr: expected one that keeps the loss finite, got {recipe.settings.lr}: {error} "
                                      "(--fresh --lr X)") from error  # fmt: skip
         except ValueError as error:
             raise ValueError(f"{error} (--fresh begins anew)") from error
@@ -333,7 +333,7 @@ def asked_to_stop():
         asked.set()
         print("\nstops after this step and saves; Ctrl-C again stops at once", file=sys.stderr)
 
-    if threading.current_thread() is not threading.main_thread():  # only the main thread hears of signals
+    if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals
         yield asked
         return
     before = signal.signal(signal.SIGINT, note)
@@ -343,8 +343,8 @@ def asked_to_stop():
         signal.signal(signal.SIGINT, before)
 
 
-def keep(path, recipe, state):
-    """Save the concept, and if that is not possible, save it in the folder for temporary files."""
+def save_or_rescue(path, recipe, state):
+    """Save the concept; if that is not possible, save it in the folder for temporary files."""
     try:
         save_concept(path, recipe)
     except OSError as error:
@@ -353,17 +353,17 @@ def keep(path, recipe, state):
             rescue = Path(tempfile.mkdtemp(prefix="concept-")) / path.name
             save_concept(rescue, recipe)
         except OSError:
-            held = f"but {state} holds what was learnt" if state.is_file() else "and no state could be saved"
-            raise OSError(f"{what}, nor can the folder for temporary files, {held}; make room, then the same command "
-                          "again") from error  # fmt: skip
+            held = f"but {state} holds the training" if state.is_file() else "and no state could be saved"
+            raise OSError(f"{what}, nor can the folder for temporary files, {held}; make room, then give the same "
+                          "command again") from error  # fmt: skip
         raise OSError(f"{what}; the concept is in {rescue}") from error
 
 
-def tell_end(args, state, seconds):
-    """What was written, how to go on, and how to draw with it."""
+def print_end(args, state, seconds):
+    """Print what was written, how to go on, and how to draw with it."""
     print(f"wrote {args.out} ({human_size(args.out)}) in {seconds:.0f} s")
     if state.is_file():
-        print(f"{state} ({human_size(state)}) is there to go on with more --steps; delete it when the concept is good")
+        print(f"{state} ({human_size(state)}) lets you go on with more --steps; delete it when the concept is good")
     command = ["sample", "--concept", str(args.out), "--base", args.base, "--prompt", "a photo of a {} on the beach"]
     print(
         "next:  python -m course_lib.personalize", shlex.join([*command, "--out", f"{args.out.stem}_on_the_beach.png"])
@@ -371,7 +371,7 @@ def tell_end(args, state, seconds):
 
 
 def new_scenes(args, recipe):
-    """What the grid at the end shows: the prompts that were given, or the subjects in turn in four scenes."""
+    """The prompts of the grid at the end: those that were given, or the subjects in turn in four scenes."""
     if args.prompts:
         return fill_placeholder(args.prompts, recipe)
     method = METHODS[recipe.method]

@@ -1,4 +1,4 @@
-"""CIFAR-10 in one function, from wherever it is, and an honest stand-in where it is not.
+"""CIFAR-10 in one function, from wherever it is, and Toybox-10 where it is not.
 
 Used by: notebooks/01_ddpm_training.ipynb and every notebook of Part 1.
 Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images": 60,000 colour pictures, 32 by 32, ten classes.
@@ -147,7 +147,7 @@ def _download(root: Path) -> Path:
 
 
 def _dataset(name: str, source: str, classes: tuple[str, ...], arrays: dict[str, np.ndarray]) -> Dataset:
-    """Check the four arrays and turn them into tensors; one clear sentence for whatever is wrong with them."""
+    """Check the four arrays and turn them into tensors; raises ValueError in one sentence."""
     for split in ("train", "test"):
         images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (32, 32, 3) or len(images) == 0:

@@ -1,4 +1,4 @@
-"""Files and captions become pictures: PIL images in RGB, and a sentence for each where there is one.
+"""Read picture files as PIL images in RGB, and their captions where there are any.
 
 Derived in: notebooks/11_textual_inversion.ipynb, section "Five pictures".
 """
@@ -31,7 +31,7 @@ def open_image(path: str | Path | Image.Image) -> Image.Image:
     """A picture as RGB: turned as its EXIF tag says, transparent parts on white, 16-bit scaled to 8.
 
     A JPEG of more than 4096 pixels a side is decoded at half its size, or less, which saves memory.
-    Raises ValueError, which names the file, if it is no picture, damaged, too large, or an animation.
+    Raises ValueError, which names the file, if it is not a picture, is damaged, too large, or an animation.
     """
     if isinstance(path, Image.Image):
         return path.convert("RGB")
@@ -61,7 +61,7 @@ def open_image(path: str | Path | Image.Image) -> Image.Image:
 
 @contextlib.contextmanager
 def _opened(path: str | Path):
-    """Image.open for phones: it reads HEIC, and does not take 200 megapixels for an attack."""
+    """Image.open for phones: it reads HEIC, and accepts 200 megapixels."""
     if Path(path).suffix.lower() in HEIC:
         try:
             from pillow_heif import register_heif_opener
@@ -80,12 +80,12 @@ def _orientation(file: Image.Image) -> int | None:
     """The EXIF tag; None if the tags are broken: the picture may still be good."""
     try:
         return file.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # they are read by much code that expects well-formed ones
+    except Exception:  # Pillow's code for them expects well-formed tags
         return None
 
 
 def mark() -> Image.Exif:
-    """`image.save(path, exif=mark())`: such a picture is not taken for a photo of the subject later."""
+    """For `image.save(path, exif=mark())`: such a picture is not used as a photo of the subject later."""
     exif = Image.Exif()
     exif[ExifTags.Base.Software] = MARK
     return exif
@@ -109,9 +109,9 @@ def open_images(source: str | Path | Sequence) -> list[Image.Image]:
 
 
 def image_sources(source: str | Path | Sequence) -> Sequence:
-    """What `open_image` opens one at a time, as photos are large: the files of a folder, or the list as it is.
+    """The files of a folder, or the list as it is, for `open_image` to open one at a time, since photos are large.
 
-    Warns of what is left out of a folder: its other files and folders, and what this course drew.
+    Warns about the entries that are left out: other files, folders, and pictures that this course drew.
     Raises ValueError if there is no picture.
     """
     if not isinstance(source, (str, Path)):
@@ -120,7 +120,7 @@ def image_sources(source: str | Path | Sequence) -> Sequence:
         return source
     folder = Path(source).expanduser()
     if not folder.is_dir():
-        raise ValueError(f"images: expected a folder with pictures, but {folder} is none")
+        raise ValueError(f"images: expected a folder with pictures, but {folder} is not one")
     files = picture_files(folder)
     used = {*files, *map(_caption_file, files), folder / TABLE}
     rest = [path.name for path in sorted(folder.iterdir()) if path not in used and not path.name.startswith(".")]
@@ -163,7 +163,7 @@ def read_text(path: str | Path) -> str:
 
 
 def captions_beside(folder: str | Path) -> list[str] | None:
-    """What 1.txt, 1.png.txt or 1.caption beside each 1.png of a folder says, or a row of metadata.jsonl; None: none is.
+    """The captions of a folder: 1.txt, 1.png.txt or 1.caption beside 1.png, or metadata.jsonl; None: no captions.
 
     Raises ValueError if only some pictures have a caption, or one cannot be read.
     """

@@ -34,7 +34,7 @@ def verdict_of(*gains: Estimate) -> str:
 
 @dataclass(frozen=True)
 class Finding:
-    """What a rule found: notebooks print it, the record keeps it.
+    """The result of a rule; notebooks print it, and the record stores it.
 
     name: such as "C10".  verdict: one of VERDICTS, or NOT_YET.  measured: the numbers, in words.  values: the numbers,
     Estimates or what JSON can hold.  why: an explanation that was measured as well, or "".
@@ -65,7 +65,7 @@ def not_yet(name: str) -> Finding:
 
 
 def load(path: str | Path | None = None) -> dict:
-    """The record of the full measurement, data/results/claims.json; {} of "claims" where there is none."""
+    """The record of the full measurement, data/results/claims.json; {"claims": {}} where there is none."""
     path = Path(path) if path else RESULTS / "claims.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"claims": {}}
 

@@ -1,8 +1,8 @@
-"""The judge of the Toybox world: reads off a picture what it shows, and tells individuals apart.
+"""The judge of the Toybox world: a classifier that names what a picture shows, and tells individuals apart.
 
 One small network with two jobs. Its attribute heads name noun, colour, pattern, scene, accessory, relation and style,
-so that "did the picture obey the prompt?" has a measured answer. Its identity head puts two pictures of the same
-individual near each other: it plays the part that DINO has in the DreamBooth paper (Ruiz et al. 2022, section 4.1).
+which measures whether a picture follows its prompt. Its identity head puts two pictures of the same
+individual near each other: it takes the place that DINO has in the DreamBooth paper (Ruiz et al. 2022, section 4.1).
 It was trained on renderings alone, without a picture or a weight of the generator or of CLIP, so no method was trained
 against it.
 
@@ -83,10 +83,10 @@ def load_judge(device: torch.device | str = "cpu") -> Judge:
 
 
 def labels(specs: Sequence[Spec]) -> dict[str, Tensor]:
-    """What the judge should answer: (B,) indices into ATTRIBUTES, and "presence" (B, 25) zeros and ones.
+    """The right answers: (B,) indices into ATTRIBUTES, and "presence" (B, 25) zeros and ones.
 
-    Beside each other, two objects are equals: a picture cannot say which one the sentence is about, so noun, colour,
-    pattern and accessory do not count there; which two nouns are present does. In the style "pencil sketch" colours
+    With the relation "next to", a picture does not show which object the sentence is about, so noun, colour, pattern
+    and accessory do not count there; which two nouns are present does. In the style "pencil sketch" colours
     are too pale to count.
     """
     rows = {name: [] for name in ATTRIBUTES}
@@ -95,8 +95,8 @@ def labels(specs: Sequence[Spec]) -> dict[str, Tensor]:
     for k, spec in enumerate(specs):
         beside, pale = spec.relation == "next to", spec.style == "pencil sketch"
         for name, values in ATTRIBUTES.items():
-            unsaid = (beside and name in ("noun", "colour", "pattern", "accessory")) or (pale and name == "colour")
-            rows[name].append(IGNORE_INDEX if unsaid else values.index(getattr(spec, name)))
+            ignored = (beside and name in ("noun", "colour", "pattern", "accessory")) or (pale and name == "colour")
+            rows[name].append(IGNORE_INDEX if ignored else values.index(getattr(spec, name)))
         for one in filter(None, (spec, spec.other)):
             presence[k, nouns.index(one.noun)] = 1
     return {name: torch.tensor(row) for name, row in rows.items()} | {"presence": presence}
@@ -125,19 +125,19 @@ def answers(judge: Judge, images: Tensor | np.ndarray, batch_size: int = 250) ->
 
 
 def correct(logits: dict[str, Tensor], specs: Sequence[Spec]) -> dict[str, Tensor]:
-    """Which answers are right: for each attribute a row of True and False, without the pictures where it is unsaid.
+    """Which answers are right: for each attribute a row of True and False, without pictures where it does not count.
 
     "plain" counts as a pattern. "accessory" and "relation" look only at pictures that have one; "both nouns" says, for
     pictures of two objects, whether the two most present nouns are the two of the prompt.
     """
-    said = labels(specs)
+    targets = labels(specs)
     right = {}
     for name in ATTRIBUTES:
-        counts = said[name] != IGNORE_INDEX
+        counts = targets[name] != IGNORE_INDEX
         if name in ("relation", "accessory"):
-            counts &= said[name] != 0  # pictures that have one
-        right[name] = (logits[name].argmax(1) == said[name])[counts]
-    pairs = said["presence"].sum(1) == 2
-    top = torch.zeros_like(said["presence"]).scatter_(1, logits["presence"].topk(2, dim=1).indices, 1.0)
-    right["both nouns"] = (top == said["presence"]).all(1)[pairs]
+            counts &= targets[name] != 0  # pictures that have one
+        right[name] = (logits[name].argmax(1) == targets[name])[counts]
+    pairs = targets["presence"].sum(1) == 2
+    top = torch.zeros_like(targets["presence"]).scatter_(1, logits["presence"].topk(2, dim=1).indices, 1.0)
+    right["both nouns"] = (top == targets["presence"]).all(1)[pairs]
     return right

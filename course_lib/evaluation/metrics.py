@@ -3,7 +3,7 @@
 Used by: notebooks/02_ddpm_sampling.ipynb and notebooks/03_classifier_free_guidance.ipynb, section "Measured".
 
 A small CIFAR classifier, trained and shipped here, gives the feature space. Its Fréchet distance is not the FID of
-papers (that one needs Inception's weights: see `inception_fid`), so the two may never stand in one column.
+papers (that one needs Inception's weights: see `inception_fid`), so the two must not be compared.
 """
 
 from collections.abc import Sequence
@@ -129,8 +129,8 @@ def clip_t(clip: nn.Module, tokenizer, x: Tensor, prompts: Sequence[str]) -> Ten
 def inception_fid(samples: Tensor, real: Tensor) -> float:
     """The FID of papers, through torchmetrics (extra `eval`), which downloads Inception's weights when first used.
 
-    samples, real: (N, 3, H, W) uint8.  Raises ConnectionError in one sentence if they cannot be had.
-    Not run where this course was made: no network. The distances it prints are `frechet_distance`'s.
+    samples, real: (N, 3, H, W) uint8.  Raises ConnectionError in one sentence if they cannot be loaded.
+    It was never run with these weights (no network); all distances in the course are `frechet_distance`'s.
     """
     try:
         from torchmetrics.image.fid import FrechetInceptionDistance

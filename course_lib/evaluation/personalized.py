@@ -1,4 +1,4 @@
-"""Scores of a personalized Toybox model: is it this subject, does it follow the prompt, what happened to the class.
+"""Scores of a personalized Toybox model: likeness to the subject, following the prompt, drift of the class.
 
 Used by: notebooks/12_dreambooth.ipynb, section "More like the subject?", notebooks 11, 13 and 14, and measurements/.
 
@@ -30,16 +30,16 @@ SCORES = {  # key in a record -> (name in a table, what it is)
     "class_diversity": ("class diversity", "diversity of 'a photo of a <noun>'"),
     "class_shift": ("class shift", "mean distance of these to the untouched model's, from the same noises"),
 }
-NAMED = ("scene", "accessory", "style", "relation")  # what a prompt about a subject can name
+NAMED = ("scene", "accessory", "style", "relation")  # the attributes that a prompt about a subject can name
 
 
 def pixels(specs: Sequence[Spec]) -> Tensor:
-    """What the renderer draws: (N, 3, 64, 64) in [-1, 1]."""
+    """The renderer's pictures: (N, 3, 64, 64) in [-1, 1]."""
     return torch.stack([from_uint8(render(spec)) for spec in specs])
 
 
 class Scorer:
-    """The judge and the Toybox model's own CLIP, and every score that they give to pictures.
+    """Computes every score of pictures, with the judge and the Toybox model's own CLIP.
 
     Pictures are (N, 3, 64, 64) in [-1, 1], on any device; `count` pictures of one prompt stand next to each other.
     Scores are float32 on the CPU.
@@ -67,9 +67,9 @@ class Scorer:
         return (self.individual(x) @ references.T).mean(1)
 
     def prompt_fidelity(self, x: Tensor, fields: Sequence[dict], count: int) -> Tensor:
-        """The share of what its prompt names that the judge reads off each picture: (N,) in [0, 1].
+        """The share of the prompt's attributes that the judge finds in each picture: (N,) in [0, 1].
 
-        fields: for each prompt what it asks for, as `subjects.prompts` gives it, such as {"scene": "on the beach"}.
+        fields: the attributes of each prompt, as `subjects.prompts` gives them, such as {"scene": "on the beach"}.
         """
         found = {name: row.argmax(1) for name, row in judge.answers(self.judge, x)[0].items() if name in NAMED}
         shares = []
@@ -96,11 +96,11 @@ class Scorer:
         return (after - before).norm(dim=1)
 
     def noun_share(self, x: Tensor, noun: str) -> Tensor:
-        """Whether the judge reads this noun off each picture: (N,) of 0 and 1."""
+        """Whether the judge names this noun for each picture: (N,) of 0 and 1."""
         return (judge.answers(self.judge, x)[0]["noun"].argmax(1) == judge.ATTRIBUTES["noun"].index(noun)).float()
 
     def both_nouns(self, x: Tensor, nouns: tuple[str, str]) -> Tensor:
-        """Whether the two nouns are the two that the judge's presence head finds most: (N,) of 0 and 1."""
+        """Whether the two nouns are the two likeliest of the judge's presence head: (N,) of 0 and 1."""
         wanted = torch.tensor(sorted(judge.ATTRIBUTES["noun"].index(noun) for noun in nouns))
         top = judge.answers(self.judge, x)[0]["presence"].topk(2, dim=1).indices.sort(dim=1).values
         return (top == wanted).all(1).float()

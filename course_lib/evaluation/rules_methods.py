@@ -24,10 +24,10 @@ Rows = Mapping[str, Mapping[str, Scores]]  # subject -> method -> score -> one n
 # between DreamBooth and Textual Inversion (DINO .668 and .569): "near" has to be well below "another method".
 MARGIN = 0.05
 FEW = 0.05  # C15: "a few per cent" of the parameters
-PREMISE = 0.6  # C16, C19: the untouched model has to draw both nouns in so many of its pictures
-BOTH = 0.5  # C16: joint training has to show both nouns in so many of its pictures ...
+PREMISE = 0.6  # C16, C19: the untouched model has to draw both nouns in this share of its pictures
+BOTH = 0.5  # C16: joint training has to show both nouns in this share of its pictures ...
 FEWEST_PAIRS = 3  # C16: fewer pairs say nothing about others
-SHARE_OF_TRUTH = 0.5  # ... and to reach so much of the lower subject fidelity of the renderer's own pictures
+SHARE_OF_TRUTH = 0.5  # ... and to reach this share of the lower subject fidelity of the renderer's pictures
 LOW = "lower_subject_fidelity"
 
 
@@ -48,7 +48,7 @@ def _tensor(values: Sequence[float] | Tensor) -> Tensor:
 
 
 def c8(before: Mapping[str, Tensor], after: Mapping[str, Tensor], first: Tensor, last: Tensor) -> Finding:
-    """C8 holds if all tensors that were there are bit-identical after training, and the new row is not.
+    """C8 holds if all tensors from before are bit-identical after training, and the new row is not.
 
     before, after: all tensors of the three networks, without the new row.  first, last: the new row (1, D).
     """
@@ -63,7 +63,7 @@ def c9(again: float, other: float, scores: Mapping[str, Tensor]) -> Finding:
     """C9 holds if the picture is reproduced (its error is below half of that to another picture), the inverted latent
     is less than MARGIN above any noise under new prompts, and the learnt word is above the latent, beyond intervals.
 
-    It does not hold if one of the three is the other way round. One subject: the intervals cover its prompts.
+    It does not hold if one of the three is reversed. One subject: the intervals cover its prompts.
     again, other: mean errors to the picture and to another one.  scores: for "any noise", "inverted latent" and "the
     word" subject fidelity (not below 0) times prompt fidelity, one number a prompt.
     """
@@ -77,7 +77,7 @@ def c9(again: float, other: float, scores: Mapping[str, Tensor]) -> Finding:
 
 
 # C10 to C13: words -> (score, one, other), the difference of method one minus method other. A claim holds if all of
-# "decides" are above 0; those of "beside" are printed and decide nothing. "dreambooth" has lambda = 1.
+# "decides" are above 0; those of "beside" are only printed. "dreambooth" has lambda = 1.
 NONE = "dreambooth_no_prior"
 COMPARISONS = {
     "C10": dict(decides={"subject fidelity, DreamBooth minus Textual Inversion":
@@ -128,7 +128,7 @@ def c15(rows: Rows, parameters: Mapping[str, float]) -> Finding:
     of subject fidelity and in CLIP-T, beyond the intervals, with less than FEW of the parameters.
 
     A method's gain is over its own prompt drawn by the untouched model ("untouched_subject_fidelity") where both
-    methods have it recorded; else both are over the same untouched model, which cancels, and the text says so.
+    methods have it recorded; else both gains subtract the same untouched score, which cancels, and the text says so.
     parameters: how many numbers each of the two methods trains.
     """
     pair, key = ("custom_diffusion", "dreambooth"), "untouched_subject_fidelity"
@@ -145,7 +145,7 @@ def c15(rows: Rows, parameters: Mapping[str, float]) -> Finding:
 
 
 def c18(rows: Mapping[str, Scores], images: int) -> Finding:
-    """C18 holds if without regularisation the word drifts, and with it drifts less, in the noun as in the looks.
+    """C18 holds if the word drifts without regularisation and drifts less with it, both in noun and in looks.
 
     The noun: the share of pictures that show it. The looks: class drift, the fidelity of these pictures to the subject.
     One subject and one word: the intervals cover samples only.
@@ -167,7 +167,7 @@ def c18(rows: Mapping[str, Scores], images: int) -> Finding:
 
 
 def nouns_key(pairs: Rows) -> str:
-    """The score that says whether both nouns are shown: see `premise`."""
+    """The name of the score for both nouns: see `premise`."""
     known = all("both_nouns" in row for pair in pairs.values() for row in pair.values())
     return "both_nouns" if known else "both_nouns_in_halves"
 
@@ -175,8 +175,8 @@ def nouns_key(pairs: Rows) -> str:
 def premise(pairs: Rows) -> tuple[bool, str]:
     """Whether the untouched model draws both nouns in PREMISE of its pictures, and that in words.
 
-    "both_nouns" is read by the judge's presence head off whole pictures. Older rows have "both_nouns_in_halves", by the
-    one-object head off enlarged halves, which misses more; it stands in where nothing else is recorded.
+    "both_nouns" is by the judge's presence head on whole pictures. Older rows have "both_nouns_in_halves", by the
+    one-object head on enlarged halves, which misses more; it is used where nothing else is recorded.
     """
     key = nouns_key(pairs)
     drawn = over_subjects([pair["untouched model"][key] for pair in pairs.values()]).value
@@ -191,7 +191,7 @@ def c16(pairs: Rows) -> Finding:
     """C16 holds if "joint" shows both nouns in at least BOTH of its pictures and has at least SHARE_OF_TRUTH of the
     ground truth's lower subject fidelity, each beyond its interval over pairs.
 
-    Premise: see `premise`; unmet, the verdict is "not testable here".
+    Premise: see `premise`; if it is not met, the verdict is "not testable here".
     pairs: "one two" -> "untouched model", "ground truth", "joint" -> scores.
     """
     (able, words), key = premise(pairs), nouns_key(pairs)
@@ -225,7 +225,7 @@ def c19(pairs: Rows) -> Finding:
     lose less than MARGIN in image alignment (the paper's lead is in text alignment; images are nearly equal there).
 
     Text alignment is CLIP-T, or the share with both nouns where CLIP-T is not recorded; image alignment is the lower
-    subject fidelity. Premise as for C16; unmet, the verdict is "not testable here".
+    subject fidelity. Premise as for C16; if it is not met, the verdict is "not testable here".
     """
     able, words = premise(pairs)
     known = all("clip_t" in row for pair in pairs.values() for row in pair.values())

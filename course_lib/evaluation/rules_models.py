@@ -2,7 +2,7 @@
 
 Used by: notebooks/01_ddpm_training.ipynb to notebooks/04_autoencoder.ipynb and notebooks/06_stable_diffusion.ipynb.
 
-Each function takes what was measured and returns a Finding. What decides stands in its docstring.
+Each function takes what was measured and returns a Finding. Its docstring says what decides.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from course_lib.evaluation import statistics
 from course_lib.evaluation.claims import Finding, verdict_of
 from course_lib.evaluation.statistics import Estimate, difference
 
-NEAR = 3.0  # C4: samples count as pictures up to so many times the distance of real test pictures
+NEAR = 3.0  # C4: samples count as pictures up to this many times the distance of real test pictures
 
 
 def c1(first_losses: Tensor, last_losses: Tensor, before: Estimate, after: Estimate) -> Finding:
@@ -30,7 +30,7 @@ def c1(first_losses: Tensor, last_losses: Tensor, before: Estimate, after: Estim
 def c2(gaps: Sequence[Estimate]) -> Finding:
     """C2 holds if in every comparison the model that was trained on a data set is nearer to it than the other model.
 
-    gaps: distance of the other model minus distance of the own one, for each data set and feature space.
+    gaps: distance of the other model minus that of the model trained on the data, for each data set and feature space.
     """
     text = f"the model trained on a data set is nearer to it in {sum(gap.low > 0 for gap in gaps)} of {len(gaps)} "
     return Finding("C2", verdict_of(*gaps), text + "comparisons, beyond the interval")
@@ -47,7 +47,7 @@ def c4(step: dict[str, float], distance: dict[str, Estimate], floor: float) -> F
     data; does not hold if a step is not cheaper or the samples are farther away.
 
     Premise: the better of the two draws pictures, at most NEAR times as far from the data as real test pictures. The
-    judge never saw noise, so it cannot rank two kinds of it.
+    judge was not trained on noise, so it cannot rank two kinds of noise.
     step: seconds of a training step; distance: of the samples to the data; both for "pixels" and "latents".
     floor: the distance of as many real test pictures.
     """
@@ -62,7 +62,7 @@ def c4(step: dict[str, float], distance: dict[str, Estimate], floor: float) -> F
 
 def c21(p_one: Tensor, p_other: Tensor) -> Finding:
     """C21, a slider and not a switch: holds if the ends show the two nouns, no step goes back beyond its interval, and
-    the largest step makes less than half of the way, a mean over pictures with its interval.
+    the largest step is less than half of the way, a mean over pictures with its interval.
 
     p_one, p_other: (K, N) the judge's probabilities of the two nouns, at K mixtures from all other to all one.
     """

@@ -108,7 +108,7 @@ def paired(one: Tensor | Sequence[float], other: Tensor | Sequence[float]) -> Es
 def difference(one: Estimate, other: Estimate) -> Estimate:
     """one - other of two independent estimates.  Source: Newcombe 1998, method 10 (for shares).
 
-    Each end of the interval adds the two distances that lead there in squares; for symmetric intervals this is the
+    The distance to each end is the root of the sum of two squared distances; for symmetric intervals this is the
     usual square root of half_1^2 + half_2^2.
     """
     value = one.value - other.value
@@ -132,8 +132,8 @@ def over_subjects(groups: Sequence[Tensor | Sequence[float]]) -> Estimate:
     """The mean over subjects with an interval for new subjects: Student's t of the subjects' own means.
 
     Prompts of one subject go up and down together, so pooling them makes intervals too narrow.
-    groups: for each subject its values over prompts (and training seeds), the subjects may have different numbers of
-    them. One subject alone: the interval covers its own values only, and says nothing about other subjects.
+    groups: for each subject its values over prompts (and training seeds); subjects may differ in their number of
+    values. One subject alone: the interval covers its own values only, and says nothing about other subjects.
     """
     if len(groups) == 1:
         return mean(groups[0])

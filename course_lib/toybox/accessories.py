@@ -1,6 +1,6 @@
 """What the objects of the Toybox world can wear: hat, scarf, glasses, bow, and small emblems.
 
-A noun's drawing function ends with `pen.wear(...)`, which says where things can be worn. `put_on` draws an accessory
+A noun's drawing function ends with `pen.wear(...)`, which sets where things can be worn. `put_on` draws an accessory
 there. To add an accessory, write its function and put it in ACCESSORIES with the name of its anchor.
 """
 
@@ -108,13 +108,13 @@ def put_on(pen, accessory, colour, rng):
     Raises: ValueError for an unknown accessory, or one that this object has no place for.
     """
     if accessory not in ACCESSORIES:
-        raise ValueError(f"accessory should be one of {', '.join(ACCESSORIES)}, but accessory={accessory!r} came")
+        raise ValueError(f"accessory={accessory!r}: expected one of {', '.join(ACCESSORIES)}")
     draw, anchor = ACCESSORIES[accessory]
     if anchor not in pen.anchors:
         places = ", ".join(pen.anchors) or "none"
         raise ValueError(
-            f"accessory should be one that this object can wear, but accessory={accessory!r} came: "
-            f"it is worn at the {anchor}, and the object's anchors are: {places}"
+            f"accessory={accessory!r}: expected one that this object can wear; "
+            f"this one is worn at the {anchor}, and the object's anchors are: {places}"
         )
     draw(pen, pen.anchors[anchor], colour, rng)
 

@@ -1,7 +1,7 @@
 """The words of the Toybox world: a small grammar that says what a picture shows, leaving attributes out at random.
 
 `caption` makes the training sentences. Attributes are dropped so that words stay general: "a cat" has to mean every
-cat, or nothing new could be learnt about one. `describe` leaves nothing out: it makes prompts whose result can be
+cat, so that one cat can get a word of its own. `describe` leaves nothing out: it makes prompts whose result can be
 scored.
 
 Used by: notebooks/05_latent_diffusion.ipynb.

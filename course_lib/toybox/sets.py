@@ -63,8 +63,8 @@ def pairs(count: int, split: str = "train", seed: int = 0, size: int = 64, cache
 
     Args:
         count: number of pictures; a longer set begins with the pictures of a shorter one.
-        split: "train", "test" (held out), or "judge" (for the networks that score: they learn from pictures that the
-            generator never saw).
+        split: "train", "test" (held out), or "judge" (for the networks that score: the
+            generator is not trained on these).
         seed: whole number of at least 0.
         size: side in pixels, at least 16.
         cache_dir: folder of the cache file; None means $COURSE_CACHE, else ~/.cache/personalization-course.
@@ -83,7 +83,7 @@ def pair_images(
 ) -> np.ndarray:
     """The pictures of `pairs` alone, (count, size, size, 3) uint8; `pair_spec` says what number k shows."""
     if split not in SPLITS:
-        raise ValueError(f"split should be one of {', '.join(SPLITS)}, but split={split!r} came")
+        raise ValueError(f"split={split!r}: expected one of {', '.join(SPLITS)}")
     limits = {"count": (count, 1), "seed": (seed, 0), "size": (size, 16)}
     for argument, (value, least) in limits.items():
         check_count(argument, value, least)
@@ -104,7 +104,7 @@ def sample_ten(rng: np.random.Generator, noun: str | None = None) -> Spec:
     noun: one of CLASSES; None draws one.  Raises ValueError for another noun.
     """
     if noun is not None and noun not in CLASSES:
-        raise ValueError(f"noun should be one of {', '.join(CLASSES)}, but noun={noun!r} came")
+        raise ValueError(f"noun={noun!r}: expected one of {', '.join(CLASSES)}")
     size = float(rng.uniform(0.62, 0.86))
     return Spec(
         noun=noun or pick(rng, *CLASSES),
@@ -219,6 +219,6 @@ def _load(path, shapes):
 
 
 def _save(path, data):
-    """NumPy writes to an open file, as it would add .npz to the name of another."""
+    """Write with NumPy to an open file, since it would add .npz to a file name."""
     with write_whole(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **data)

@@ -1,4 +1,4 @@
-"""Picture styles of the Toybox world: a finished drawing in, the same picture as if made in another way out.
+"""Picture styles of the Toybox world: each turns a finished drawing into the same picture made in another way.
 
 Each style takes the drawing as an RGB image `finer` times larger than the picture, that factor, and a random generator
 for the paper and the hand, and returns the picture. Lengths are parts of the picture's side, so that a style looks the

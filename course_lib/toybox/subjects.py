@@ -43,7 +43,7 @@ class Subject:
             prompt_spec: whose scene, place, size, accessory, relation and style are taken, and for a style also the
                 object; None draws a scene with the subject alone in it.
             seed: of that random scene, a whole number of at least 0.
-            fixed: fields of the Spec that are given instead, for instance scene="at night".
+            fixed: fields of the Spec to use instead, for instance scene="at night".
 
         Returns: a Spec, drawn by `toybox.render`.
         """
@@ -188,7 +188,7 @@ def prompts(name: str) -> list[tuple[str, dict]]:
 
 def _subject(name):
     if name not in SUBJECTS:
-        raise ValueError(f"name should be one of {', '.join(SUBJECTS)}, but name={name!r} came")
+        raise ValueError(f"name={name!r}: expected one of {', '.join(SUBJECTS)}")
     return SUBJECTS[name]
 
 

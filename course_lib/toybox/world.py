@@ -1,10 +1,10 @@
 """The Toybox world: small captioned cartoon pictures, drawn by a program.
 
 A picture shows an object (a noun with a colour, a pattern, perhaps an accessory) in a scene, in a picture style, alone
-or with a second object in a relation: "a cat on a chair". A `Spec` says all that is needed to draw it; `sample_spec`
+or with a second object in a relation: "a cat on a chair". A `Spec` holds all that is needed to draw it; `sample_spec`
 draws one at random and `render` turns it into pixels at any size. Words are made in captions.py, data sets in
 sets.py, subjects that no caption can describe in subjects.py. The drawing is in pen.py (colours,
-shapes, patterns), one file for each family of nouns, and toybox_{accessories,scenes,styles}.py.
+shapes, patterns), one file for each family of nouns, and accessories.py, scenes.py and styles.py.
 
 Used by: notebooks/05_latent_diffusion.ipynb.
 """
@@ -76,7 +76,7 @@ def sample_spec(rng: np.random.Generator, noun: str | None = None, **fixed) -> S
     Args:
         rng: np.random.Generator, the only source of chance.
         noun: one of NOUNS; None draws one.
-        fixed: fields of the Spec that are given instead of drawn, for instance scene="at night", relation=None.
+        fixed: fields of the Spec to use instead of drawn ones, for instance scene="at night", relation=None.
 
     Returns: a Spec.
     Raises: ValueError for an unknown noun.
@@ -210,20 +210,20 @@ def _draw(image, spec, halo):
 
 def _check(argument, value, table):
     if value not in table:
-        raise ValueError(f"{argument} should be one of {', '.join(table)}, but {argument}={value!r} came")
+        raise ValueError(f"{argument}={value!r}: expected one of {', '.join(table)}")
 
 
 def check_count(argument: str, value: int, least: int) -> None:
     """Raise a ValueError unless value is a whole number of at least `least`."""
     if not isinstance(value, (int, np.integer)) or value < least:
-        raise ValueError(f"{argument} should be a whole number of at least {least}, but {argument}={value!r} came")
+        raise ValueError(f"{argument}={value!r}: expected a whole number of at least {least}")
 
 
 def _check_spec(spec):
     _check("scene", spec.scene, SCENES)
     _check("style", spec.style, STYLES | SUBJECT_STYLES)
     if (spec.relation is None) != (spec.other is None):
-        raise ValueError(f"relation and other go together, but relation={spec.relation!r}, other={spec.other!r} came")
+        raise ValueError(f"relation={spec.relation!r}, other={spec.other!r}: expected both or neither")
     if spec.relation is not None:
         _check("relation", spec.relation, RELATIONS)
     for one in filter(None, (spec, spec.other)):
