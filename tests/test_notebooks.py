@@ -74,6 +74,18 @@ def test_has_a_picture(path):
 
 
 @each
+def test_every_picture_has_its_words(path):
+    silent = []
+    for number, cell in enumerate(read(path).cells, 1):
+        outputs = cell.get("outputs", [])
+        for out, after in zip(outputs, [*outputs[1:], {}]):
+            alt = out.get("metadata", {}).get("image/png", {}).get("alt")
+            if "image/png" in out.get("data", {}) and (not alt or after.get("data", {}).get("text/plain") != alt):
+                silent.append(number)
+    assert not silent, f"cells {silent}: show the figure with plots.show(fig, alt=...), and run the notebook again"
+
+
+@each
 def test_top_cell_introduces_the_notebook(path):
     top = read(path).cells[0]
     assert top.cell_type == "markdown"
