@@ -116,7 +116,7 @@ def test_an_old_state_is_refused_in_one_sentence(old_model, tmp_path, capsys):
     settings = Settings(steps=1, lr=5e-2, batch_size=2)
     with textual_inversion.recipe(old_model, images, noun="cat", vectors=2, settings=settings,
                                   captions=["a photo of a {}"] * 5) as recipe:  # fmt: skip
-        with pytest.raises(ValueError, match="does not say which pictures it was trained on"):
+        with pytest.raises(ValueError, match="has no record of the pictures it was trained on"):
             next(finetune(old_model, recipe, checkpoint=state))
     command = f"train --method textual-inversion --images {images} --class-noun cat --out {out}"
     assert main(command.split()) == 2

@@ -262,11 +262,11 @@ def test_when_memory_is_short(monkeypatch, kind, free, short):
 
 
 @pytest.mark.parametrize(("kind", "precision", "dtype"), [
-    ("cpu", "bf16", torch.float32), ("mps", "no", torch.float32), ("cuda", "bf16", torch.bfloat16),
-    ("cuda", "fp16", torch.float16),
+    ("cpu", "bfloat16", torch.float32), ("mps", "float32", torch.float32), ("cuda", "bfloat16", torch.bfloat16),
+    ("cuda", "float16", torch.float16), ("cuda", "float32", torch.float32),
 ])  # fmt: skip
 def test_the_dtype_follows_from_the_device(monkeypatch, kind, precision, dtype):
-    monkeypatch.setattr(stable_diffusion.environment, "mixed_precision", lambda device: precision)
+    monkeypatch.setattr(stable_diffusion.environment, "precision", lambda device: (precision, ""))
     assert stable_diffusion._default_dtype(torch.device(kind)) == dtype
 
 
