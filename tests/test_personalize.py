@@ -532,7 +532,7 @@ def test_info_and_export_and_another_tools_file(world, custom, tmp_path, capsys)
     close(load_file(word)["<cat-1>"], load_concept(custom["cat"]).tensors["tokens"][0], **exact)
     assert run("info", "--concept", word, "--base", world / "model") == 0
     assert "a concept of another tool" in capsys.readouterr().out
-    assert run("info", "--concept", word) == 2 and "say with --base" in capsys.readouterr().err
+    assert run("info", "--concept", word) == 2 and "name its model with --base" in capsys.readouterr().err
     assert run("info", "--concept", tmp_path / "none") == 2 and "does not exist" in capsys.readouterr().err
 
 
