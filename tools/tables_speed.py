@@ -47,6 +47,11 @@ def history(note: dict) -> list[dict]:
 
 def quality_of(note: dict) -> str:
     """What a provenance says of the quality reached, in words; the last loss where it says nothing else."""
+    if "samples" in note:
+        row = next(row for row in note["samples"]["rows"] if row["w"] == 2)
+        return (
+            f"{row['n']} samples at w = 2: Fréchet distance {row['frechet']:.1f}, class accuracy {row['accuracy']:.0%}"
+        )
     if "quality" in note:
         return (f"accuracy {note['quality']['test_accuracy']:.1%}; on {note['quality']['exact_test_images']:,} "
                 f"pixel-exact pictures {note['quality']['exact_test_accuracy']:.1%}")  # fmt: skip
