@@ -105,6 +105,15 @@ def curves(columns: int = 1, width: float = 5.0, height: float = 3.2):
     return plt.subplots(1, columns, figsize=(width * columns, height), layout="constrained")
 
 
+def png(fig: Figure, dpi: int = 100) -> bytes:
+    """The figure as a PNG file with the whole of its labels, nothing transparent. Closes the figure."""
+    buffer, smaller = io.BytesIO(), io.BytesIO()
+    fig.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", pad_inches=0.08)
+    plt.close(fig)
+    PIL.Image.open(buffer).convert("RGB").save(smaller, "png", optimize=True)
+    return smaller.getvalue()
+
+
 def show(fig: Figure, alt: str, dpi: int = 100) -> None:
     """Display a figure with its alt text, a sentence for readers who cannot see it. Closes the figure.
 
@@ -115,11 +124,13 @@ def show(fig: Figure, alt: str, dpi: int = 100) -> None:
 
     if not alt:
         raise ValueError("alt: expected a sentence that says what the picture shows, got an empty text")
-    buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", pad_inches=0.08)  # no label is cut off
-    plt.close(fig)
-    smaller = io.BytesIO()
-    PIL.Image.open(buffer).convert("RGB").save(smaller, "png", optimize=True)  # the same pixels, nothing transparent
-    display(Image(data=smaller.getvalue(), format="png", alt=alt))
+    display(Image(data=png(fig, dpi), format="png", alt=alt))
+    show_words(alt)
+
+
+def show_words(alt: str) -> None:
+    """Display the alt text of the picture above, folded up."""
+    from IPython.display import display
+
     words = f"<details><summary>The picture in words</summary>{html.escape(alt)}</details>"
     display({"text/html": words, "text/plain": alt}, raw=True)

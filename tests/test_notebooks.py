@@ -62,9 +62,13 @@ def test_outputs_show_no_path_of_a_machine(path):
 
 
 @each
-def test_widgets_come_with_their_state(path):
-    for kind, widgets in read(path).metadata.get("widgets", {}).items():
-        assert widgets.get("state"), f'{kind} has no state: GitHub shows "Invalid Notebook"'
+def test_controls_leave_a_picture(path):
+    nb = read(path)
+    assert "widgets" not in nb.metadata
+    kinds = [set(out.get("data", {})) for cell in nb.cells for out in cell.get("outputs", [])]
+    assert not any("application/vnd.jupyter.widget-view+json" in kind for kind in kinds), (
+        "use course_lib.widgets.explore"
+    )
 
 
 @each
@@ -216,3 +220,13 @@ def test_a_progress_bar_is_kept_in_its_last_state():
     nb = notebook_printing(printing("\r  0%|", "stderr"), printing("step\n"), printing("\r100%|\n", "stderr"))
     tidy(nb)
     assert [out.text for out in nb.cells[0].outputs] == ["100%|\n", "step\n"]
+
+
+def test_of_controls_the_picture_is_kept():
+    view = {"model_id": "1", "version_major": 2, "version_minor": 0}
+    data = {"application/vnd.jupyter.widget-view+json": view, "image/png": "iVBOR"}
+    nb = notebook_printing(nbformat.v4.new_output("display_data", data=data))
+    nb.metadata.widgets = {"application/vnd.jupyter.widget-state+json": {"state": {}}}
+    tidy(nb)
+    assert "widgets" not in nb.metadata
+    assert dict(nb.cells[0].outputs[0].data) == {"image/png": "iVBOR"}

@@ -27,13 +27,14 @@ def tidy(nb):
     """Drops all that differs between machines and runs and is of no use to a reader; changes `nb` in place."""
     nb.metadata.kernelspec = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
     nb.metadata.get("language_info", {}).pop("version", None)
-    if not all(widgets.get("state") for widgets in nb.metadata.get("widgets", {}).values()):
-        del nb.metadata["widgets"]  # with it GitHub would say "Invalid Notebook"
+    nb.metadata.pop("widgets", None)  # controls without a kernel do nothing: the picture beside them is kept
     for cell in nb.cells:
         cell.metadata.pop("execution", None)
         streams, kept = {}, []
         # A bar arrives in pieces, between prints too: one stream each is joined before looking for its last state.
         for out in cell.get("outputs", []):
+            if "image/png" in out.get("data", {}):
+                out.data.pop("application/vnd.jupyter.widget-view+json", None)
             if out.get("name") in streams:
                 streams[out.name].text += out.text
                 continue
