@@ -1,11 +1,12 @@
-"""Measure the shipped CIFAR-10 model: Fréchet distance, class accuracy, diversity, over guidance scales and steps.
+"""Measure a model of Part 1: Fréchet distance, class accuracy, diversity, over guidance scales and steps.
 
     python measurements/cifar10_model.py --data /path/to/cifar10.npz
+    python measurements/cifar10_model.py --toybox          (the Toybox-10 model, with its own classifier)
     python measurements/cifar10_model.py --sheet data/results/ddpm_cifar10_samples.png --steps 50   (only pictures)
     torchrun --nproc_per_node 2 measurements/cifar10_model.py ...      (several processes, the same samples)
 
-Writes data/results/ddpm_cifar10.json, which notebooks 02 and 03 and the slides read. Each row is written as it comes: a
-killed run goes on with the rows that are missing.
+Writes data/results/ddpm_cifar10.json or ddpm_toybox10.json, which notebooks 02 and 03 and the slides read. Each row is
+written as it comes: a killed run goes on with the rows that are missing.
 """
 
 import argparse
@@ -42,8 +43,9 @@ SOLVERS = [("ddim", n, eta) for eta in (0.0, 1.0) for n in (5, 10, 25, 50)] + [(
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="CIFAR-10: an .npz or the official folder (default: COURSE_CIFAR10)")
-    parser.add_argument("--model", type=Path, default=CHECKPOINTS / "ddpm-cifar10")
-    parser.add_argument("--out", type=Path, default=RESULTS / "ddpm_cifar10.json")
+    parser.add_argument("--toybox", action="store_true", help="Toybox-10 in place of CIFAR-10")
+    parser.add_argument("--model", type=Path, help="default: data/checkpoints/ddpm-cifar10, or ddpm-toybox10")
+    parser.add_argument("--out", type=Path, help="default: data/results/ddpm_cifar10.json, or ddpm_toybox10.json")
     parser.add_argument("--n", type=int, default=10_000, help="samples of the main figure")
     parser.add_argument("--n-sweep", type=int, default=500, help="samples of each point of the curves (> 256)")
     parser.add_argument("--w", type=float, default=2.0, help="guidance scale of the main figure")
@@ -53,7 +55,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sheet", type=Path, help="measure nothing: write 80 samples of --model to this PNG")
     records.add_options(parser)
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.name = "toybox10" if args.toybox else "cifar10"
+    args.model = args.model or CHECKPOINTS / f"ddpm-{args.name}"
+    args.out = args.out or RESULTS / f"ddpm_{args.name}.json"
+    return args
 
 
 class Cifar10Sampler:
@@ -64,7 +70,7 @@ class Cifar10Sampler:
         self.args, self.accelerator = args, Accelerator(mixed_precision=PRECISIONS[self.dtype], cpu=on_cpu())
         self.device = self.accelerator.device
         self.model = checkpoint.load(args.model, self.device)
-        self.classifier, self.real = load_classifier(self.device)
+        self.classifier, self.real = load_classifier(self.device, f"classifier-{args.name}")
         self.schedule = schedule.linear()
 
     def samples(self, n: int, w: float, solver: str, steps: int, eta: float) -> tuple[Tensor, Tensor]:
@@ -148,7 +154,10 @@ def main() -> None:
             records.write(args.out, record | dict(processes=processes, threads=threads))
 
     if "real" not in record:
-        record["real"] = sampler.real_rows(cifar10.load(args.data), args.n_sweep)
+        data = cifar10.toybox10() if args.toybox else cifar10.load(args.data)
+        if not args.toybox and data.name != "CIFAR-10":
+            raise SystemExit("error: --data: expected CIFAR-10, none was found; name it, or measure --toybox")
+        record["real"] = sampler.real_rows(data, args.n_sweep)
         write()
     for w in GUIDANCE:
         if w not in [row["w"] for row in guidance_rows]:

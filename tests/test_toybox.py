@@ -397,8 +397,26 @@ def test_pairs_belong_together_and_begin_alike(tmp_path, monkeypatch):
 
 def test_splits_and_seeds_share_no_picture():
     drawn = [{pair_spec(k, split, seed)[0] for k in range(200)} for split in sets.SPLITS for seed in (0, 1)]
-    assert len(set.union(*drawn)) == 200 * 6
-    assert set(sets.SPLITS) == {"train", "test", "judge"}
+    assert len(set.union(*drawn)) == 200 * 8
+    assert set(sets.SPLITS) == {"train", "test", "judge", "rich"}
+
+
+def test_the_rich_split_has_pairs_that_are_always_named_and_more_of_what_is_learnt_last():
+    rich, train = ([pair_spec(k, split) for k in range(1000)] for split in ("rich", "train"))
+
+    def share(drawn, has):
+        return sum(has(spec) for spec, _ in drawn) / len(drawn)
+
+    assert 0.36 < share(rich, lambda spec: spec.relation is not None) < 0.44
+    for has in (
+        lambda spec: spec.pattern != "plain",
+        lambda spec: spec.relation is None and spec.accessory is not None,
+    ):
+        assert share(rich, has) > share(train, has)
+    pairs_said = [(spec, words) for spec, words in rich if spec.relation]
+    assert all(f" {spec.relation} " in words and spec.noun != spec.other.noun for spec, words in pairs_said)
+    silent = [words for spec, words in train if spec.relation and f" {spec.relation} " not in words]
+    assert silent  # in the split "train" some captions leave the second object out
 
 
 def same(a, b):

@@ -88,7 +88,7 @@ def test_a_prompt_has_32_tokens(tokenizer, tmp_path):
 
 def test_captions_follow_from_the_step_and_may_be_written_ahead(tmp_path, tokenizer):
     """Step k has the same pictures and captions in any worker and in a resumed run."""
-    here, there = (new_run(tmp_path, steps=5, images=40, workers=workers) for workers in (0, 2))
+    here, there = (new_run(tmp_path, steps=5, images=40, split="train", workers=workers) for workers in (0, 2))
     steps = list(captioned(here, tokenizer))
     assert len(steps) == 5 and not torch.equal(steps[0][0], steps[1][0])
     close(steps[0][0], torch.randint(40, (8,), generator=here.generator(1)), **exact)  # steps count from 1
@@ -105,7 +105,7 @@ def test_captions_follow_from_the_step_and_may_be_written_ahead(tmp_path, tokeni
 
 
 def test_a_share_of_the_captions_is_left_empty(tmp_path, tokenizer):
-    run = new_run(tmp_path, steps=20, images=40, batch_size=50, workers=0)
+    run = new_run(tmp_path, steps=20, images=40, split="train", batch_size=50, workers=0)
     ids = torch.cat([ids for _, ids in captioned(run, tokenizer, drop=0.1)])
     empty = (ids[:, 1] == tokenizer.eos_token_id).float().mean().item()
     assert 0.06 < empty < 0.14

@@ -1,6 +1,7 @@
-"""Train the small CIFAR-10 classifier whose features measure the samples of Part 1.
+"""Train the small classifier whose features measure the samples of Part 1: of CIFAR-10, or of Toybox-10.
 
     python training/classifier_cifar10.py --data /path/to/cifar10.npz --ship data/checkpoints/classifier-cifar10
+    python training/classifier_cifar10.py --toybox --epochs 3 --ship data/checkpoints/classifier-toybox10
 
 --exact names an .npz with the pixel-exact test images (arrays images, labels), for a copy of the data whose pictures
 went through JPEG.
@@ -33,6 +34,7 @@ def arguments() -> argparse.Namespace:
     parser.set_defaults(ema=0.0)
     add = parser.add_argument
     add("--data", help="CIFAR-10: an .npz or the official folder (default: COURSE_CIFAR10)")
+    add("--toybox", action="store_true", help="train on Toybox-10 instead")
     add("--exact", type=Path, help="an .npz with images and labels of exact test pictures")
     add("--epochs", type=int, default=10, help="how often each picture is seen (default 10)")
     add("--width", type=int, default=64, help="channels of the first stage (default 64)")
@@ -79,7 +81,7 @@ def order(seed: int, epoch: int, count: int) -> Tensor:
 def main() -> None:
     args = arguments()
     accelerator = new_accelerator(args)
-    data = cifar10.load(args.data, verbose=accelerator.is_main_process)
+    data = cifar10.toybox10() if args.toybox else cifar10.load(args.data, verbose=accelerator.is_main_process)
     together = args.batch_size * accelerator.num_processes  # pictures of a step
     steps = len(data.train_images) // together
     if steps == 0:

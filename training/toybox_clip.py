@@ -109,9 +109,9 @@ def main() -> None:
     clip = CLIPModel(clip_config(tokenizer))
     if args.start_from:
         clip = CLIPModel.from_pretrained(args.start_from, dtype=torch.float32)
-    about = {"data": data_name(args.images), "tokens": len(tokenizer), **SHAPE}
+    about = {"data": data_name(args.images, args.split), "tokens": len(tokenizer), **SHAPE}
     run = Run(args, clip, accelerator, "training/toybox_clip.py", about)
-    images, batches = pictures(args.images, run.device), captioned(run, tokenizer)
+    images, batches = pictures(args.images, run.device, args.split), captioned(run, tokenizer)
     test = sets.pairs(256, split="test")
     test_x = from_uint8(test.images).to(run.device)
     prompts = [captions.describe(spec) for spec in test.specs]

@@ -16,13 +16,14 @@ from torch.utils.data import DataLoader, Dataset
 from course_lib.diffusion.ddpm import step_generator
 from course_lib.environment import sha256, write_whole
 from course_lib.toybox import sets
-from course_lib.toybox.captions import caption
 from course_lib.toybox.world import RENDERER_VERSION
 
 
 def picture_arguments(parser: argparse.ArgumentParser, images: int = 40_000, captions: bool = False) -> None:
     parser.add_argument("--images", type=int, default=images, help=f"pictures to draw and use (default {images:,})")
     if captions:
+        parser.add_argument("--split", choices=["train", "rich"], default="train", help="rich: 40 %% pairs of objects, "
+                            "always named, and more patterns and accessories (default train)")  # fmt: skip
         parser.add_argument("--workers", type=int, default=0, help="processes that write captions ahead of the steps: "
                             "faster on a GPU (default 0)")  # fmt: skip
 
@@ -79,7 +80,8 @@ class Captioned(Dataset):
         rows = torch.randint(self.args.images, (self.args.batch_size,), generator=generator)
         dropped = (torch.rand(len(rows), generator=generator) < self.drop).tolist()
         words = np.random.default_rng(rows.tolist())
-        lines = [caption(sets.pair_spec(row)[0], words) for row in rows.tolist()]
+        split = self.args.split
+        lines = [sets.pair_caption(sets.pair_spec(row, split)[0], words, split) for row in rows.tolist()]
         lines = ["" if drop else line for drop, line in zip(dropped, lines, strict=True)]
         return rows, self.tokenizer(lines, padding="max_length", truncation=True, return_tensors="pt").input_ids
 
@@ -93,7 +95,8 @@ def ship(model: nn.Module, folder: Path, run: Run, **about) -> None:
     config.pop("_name_or_path", None)  # where the weights came from: a path of this machine
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     facts = dict(
-        about, data="Toybox pictures with captions, drawn by course_lib/toybox/sets.py", images=run.args.images,
+        about, data="Toybox pictures with captions, drawn by course_lib/toybox/sets.py",
+        split=getattr(run.args, "split", "train"), images=run.args.images,
         parameters=sum(p.numel() for p in model.parameters()), **run.facts(), last_rows=run.rows()[-3:],
         sha256={p.name: sha256(p) for p in sorted(folder.glob("*.safetensors"))},
     )  # fmt: skip

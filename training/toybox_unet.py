@@ -154,12 +154,14 @@ def main() -> None:
         unet.set_attn_processor(AttnProcessor())
     encoder_weights = [*vae.encoder.parameters(), *vae.quant_conv.parameters()]
     encoder = digest(encoder_weights)  # not the decoder's: if it is trained further, the latents stay valid
-    about = {"data": data_name(args.images), "encoder": encoder, "text encoder": digest(text_encoder.parameters()),
-             "scaling factor": vae.config.scaling_factor, **{name: unet.config[name] for name in CONFIG}}  # fmt: skip
+    about = {"data": data_name(args.images, args.split), "encoder": encoder,
+             "text encoder": digest(text_encoder.parameters()), "scaling factor": vae.config.scaling_factor,
+             **{name: unet.config[name] for name in CONFIG}}  # fmt: skip
     run = Run(args, unet, accelerator, "training/toybox_unet.py", about)
     with accelerator.main_process_first():
-        path = args.out / f"latents-v{RENDERER_VERSION}-{args.images}-{encoder}-{vae.config.scaling_factor}.pt"
-        latents = kept(path, lambda: scaled_latents(vae, sets.pair_images(args.images))).to(run.device)
+        pictures = f"v{RENDERER_VERSION}-{args.split}-{args.images}"
+        path = args.out / f"latents-{pictures}-{encoder}-{vae.config.scaling_factor}.pt"
+        latents = kept(path, lambda: scaled_latents(vae, sets.pair_images(args.images, args.split))).to(run.device)
     network = torch.compile(run.net) if args.compile else run.net
     batches, noise_schedule = captioned(run, tokenizer, drop=0.1), schedule.scaled_linear(spacing="trailing")
 

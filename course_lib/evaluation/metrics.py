@@ -52,9 +52,14 @@ class SmallClassifier(nn.Module):
         return self.head(self.features(x))
 
 
-def load_classifier(device: torch.device | str = "cpu") -> tuple[SmallClassifier, Gaussian]:
-    """The shipped CIFAR-10 classifier, and the Gaussian of its features on the 50,000 real training images."""
-    folder = CHECKPOINTS / "classifier-cifar10"
+def load_classifier(
+    device: torch.device | str = "cpu", name: str = "classifier-cifar10"
+) -> tuple[SmallClassifier, Gaussian]:
+    """A shipped classifier, and the Gaussian of its features on the 50,000 real training images.
+
+    name: of its folder in data/checkpoints: "classifier-cifar10" or "classifier-toybox10".
+    """
+    folder = CHECKPOINTS / name
     real = load_file(folder / "real_features.safetensors")
     return checkpoint.load(folder, device, SmallClassifier), (real["mean"], real["cov"])
 

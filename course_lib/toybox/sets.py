@@ -23,12 +23,14 @@ from course_lib.toybox.captions import caption
 from course_lib.toybox.first_ten import NOUNS as FIRST_NOUNS
 from course_lib.toybox.pen import COLOURS, FIRST_PATTERNS, pick
 from course_lib.toybox.scenes import FIRST_SCENES
-from course_lib.toybox.world import RENDERER_VERSION, Spec, check_count, render, sample_spec
+from course_lib.toybox.world import RELATIONS, RENDERER_VERSION, Spec, check_count, render, sample_spec
 
 SMALL = 2000  # below this many pictures, starting worker processes costs more than it saves
 CHUNK = 500  # pictures in one worker's job
 CLASSES = tuple(FIRST_NOUNS)  # of toybox10, in label order
-SPLITS = {"train": 100, "test": 101, "judge": 102}  # the first number of each picture's seed: splits share no picture
+# The first number of each picture's seed: splits share no picture.
+SPLITS = {"train": 100, "test": 101, "judge": 102, "rich": 103}
+PAIR_SHARE = 0.4  # of the split "rich"
 
 
 # ---- pictures with captions ----
@@ -46,8 +48,23 @@ class Pairs:
 def pair_spec(index: int, split: str = "train", seed: int = 0) -> tuple[Spec, str]:
     """Spec and caption of the picture with this number; they depend on split, seed and number alone."""
     rng = np.random.default_rng([seed, SPLITS[split], index])
-    spec = sample_spec(rng)
-    return spec, caption(spec, rng)
+    spec = rich_spec(rng) if split == "rich" else sample_spec(rng)
+    return spec, pair_caption(spec, rng, split)
+
+
+def pair_caption(spec: Spec, rng: np.random.Generator, split: str = "train") -> str:
+    """A caption of a picture of this split. In the split "rich" it names both objects of a pair."""
+    return caption(spec, rng, name_relation=split == "rich")
+
+
+def rich_spec(rng: np.random.Generator) -> Spec:
+    """As `sample_spec`, with more of what a model learns last: pairs of objects, patterns, accessories.
+
+    Two objects in 40 % of the pictures; of two drawn Specs it keeps the one with more patterns and accessories.
+    """
+    relation = pick(rng, *RELATIONS) if rng.random() < PAIR_SHARE else None
+    drawn = [sample_spec(rng, relation=relation) for _ in range(2)]
+    return max(drawn, key=lambda spec: (spec.pattern != "plain") + (spec.accessory is not None))
 
 
 def _render_pairs(job):
@@ -63,8 +80,8 @@ def pairs(count: int, split: str = "train", seed: int = 0, size: int = 64, cache
 
     Args:
         count: number of pictures; a longer set begins with the pictures of a shorter one.
-        split: "train", "test" (held out), or "judge" (for the networks that score: the
-            generator is not trained on these).
+        split: "train", "rich" (for training too: more pairs, patterns and accessories), "test" (held out), or "judge"
+            (for the networks that score: the generator is not trained on these).
         seed: whole number of at least 0.
         size: side in pixels, at least 16.
         cache_dir: folder of the cache file; None means $COURSE_CACHE, else ~/.cache/personalization-course.
