@@ -54,6 +54,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sheet", type=Path, help="measure nothing: write 80 samples of --model to this PNG")
+    parser.add_argument("--shuffled", action="store_true", help="with --sheet: in random order, the labels in a .json "
+                        "beside it, so that a person can name the samples before reading them")  # fmt: skip
+    parser.add_argument("--earlier", type=Path, help="a record of earlier weights; its main row is kept beside the new")
     records.add_options(parser)
     args = parser.parse_args()
     args.name = "toybox10" if args.toybox else "cifar10"
@@ -122,9 +125,19 @@ class Cifar10Sampler:
         )
 
 
-def save_sheet(images: Tensor, path: Path) -> None:
-    """80 samples, one column per class, twice as large: the first ones, not the best ones."""
+def history(provenance: dict) -> list[dict]:
+    """A training and those that it started from, the first one first."""
+    earlier = provenance.get("started_from")
+    return [*(history(earlier) if earlier else []), provenance]
+
+
+def save_sheet(images: Tensor, labels: Tensor, path: Path, shuffled: bool = False) -> None:
+    """80 samples, one column per class or in random order, twice as large: the first ones, not the best ones."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    if shuffled:
+        order = torch.randperm(len(images))
+        images = images[order]
+        path.with_suffix(".json").write_text(json.dumps(labels[order].tolist()) + "\n")
     sheet = Image.fromarray(plots.montage(images, columns=10))
     sheet.resize((sheet.width * 2, sheet.height * 2), Image.Resampling.NEAREST).save(path, optimize=True)
 
@@ -133,7 +146,7 @@ def main() -> None:
     args = arguments()
     sampler = Cifar10Sampler(args)
     if args.sheet:
-        save_sheet(sampler.samples(80, args.w, "ddim", args.steps, 0.0)[0], args.sheet)
+        save_sheet(*sampler.samples(80, args.w, "ddim", args.steps, 0.0), args.sheet, args.shuffled)
         return
     provenance = json.loads((args.model / "provenance.json").read_text())
     names = ("n", "n_sweep", "w", "steps", "main_steps", "batch_size")
@@ -144,9 +157,13 @@ def main() -> None:
     is_main = sampler.accelerator.is_main_process
     record = records.start(args.out, setting, fresh=args.fresh and is_main)
     guidance_rows, solver_rows = record.setdefault("guidance", []), record.setdefault("solvers", [])
-    record["training"] = {
-        key: provenance[key] for key in ("data", "steps", "batch_size", "minutes", "device", "threads", "date")
-    }
+    keys = ("data", "steps", "batch_size", "minutes", "device", "threads", "date")
+    *before, training = [{key: run[key] for key in keys} for run in history(provenance)]
+    record["training"] = training | dict(before=before)
+
+    if args.earlier:
+        old = json.loads(args.earlier.read_text())
+        record["earlier"] = {key: old[key] for key in ("main", "training", "weights_sha256", "date")}
 
     def write() -> None:
         if is_main:

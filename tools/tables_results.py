@@ -11,25 +11,37 @@ from course_lib.evaluation.statistics import over_subjects
 
 
 def quality() -> str:
-    """The measured quality of the CIFAR-10 model, with what real pictures reach beside it."""
+    """The measured quality of the models of Part 1, with what real pictures reach beside it."""
+    rows = [("data", "pictures", "Fréchet distance", "class accuracy")]
+    notes = []
+    for data in ("cifar10", "toybox10"):
+        name, result = {"cifar10": "CIFAR-10", "toybox10": "Toybox-10"}[data], read(f"ddpm_{data}.json")
+        real, training = result["real"], result["training"]
+        plain = next(row for row in result["guidance"] if row["w"] == 1)
+        best = max(result["guidance"], key=lambda row: row["accuracy"])
+        found = [(result["main"], ""), (best, "the most accurate w"), (plain, "no guidance")]
+        if "earlier" in result:
+            found.insert(1, (result["earlier"]["main"], f"weights of {result['earlier']['date']}"))
+        for row, words in found:
+            what = f"{row['n']:,} samples, w = {row['w']:g}, {row['steps']} DDIM steps" + f" ({words})" * bool(words)
+            accuracy = f"{row['accuracy']:.1%} ± {row['accuracy_ci95']:.1%}"
+            rows.append((name, what, f"{row['frechet']:.1f}", accuracy))
+        tested = f"{real['test_images_to_train']:.1f}", f"{real['accuracy']:.1%}"
+        rows += [
+            (name, "10,000 real test pictures", *tested),
+            (name, f"{plain['n']:,} of them", f"{real['test_images_n_sweep_to_train']:.1f}", ""),
+            (name, "two halves of the real training pictures: the floor", f"{real['floor_two_halves']:.2f}", ""),
+        ]
+        seen = training["steps"] * training["batch_size"] + sum(
+            run["steps"] * run["batch_size"] for run in training.get("before", [])
+        )
+        notes.append(f"the {name} model saw {seen:,} pictures ({training['device']}), measured {result['date']}")
     result = read("ddpm_cifar10.json")
-    main, real, training = result["main"], result["real"], result["training"]
-    plain = next(row for row in result["guidance"] if row["w"] == 1)
     judge = json.loads((CHECKPOINTS / "classifier-cifar10" / "provenance.json").read_text(encoding="utf-8"))["quality"]
-    rows = [("pictures", "Fréchet distance", "class accuracy")]
-    for what, row in ((f"w = {main['w']:g}, {main['steps']} DDIM steps", main), ("no guidance (w = 1)", plain)):
-        accuracy = f"{row['accuracy']:.1%} ± {row['accuracy_ci95']:.1%}"
-        rows.append((f"{row['n']:,} samples, {what}", f"{row['frechet']:.1f}", accuracy))
-    rows += [
-        ("10,000 real test pictures", f"{real['test_images_to_train']:.1f}", f"{real['accuracy']:.1%}"),
-        (f"{plain['n']:,} of them", f"{real['test_images_n_sweep_to_train']:.1f}", ""),
-        ("two halves of the real training pictures: the floor", f"{real['floor_two_halves']:.2f}", ""),
-    ]
     exact = f"{judge['exact_test_accuracy']:.1%} on {judge['exact_test_images']:,} pixel-exact test pictures"
     note = (
-        f"Measured by `python measurements/cifar10_model.py`: seed {result['seed']}, {result['device']}, "
-        f"{result['date']}. The model had trained {training['minutes']:.0f} minutes on {training['device']}. "
-        f"Accuracy of the classifier: {exact}."
+        f"Measured by `python measurements/cifar10_model.py`, for Toybox-10 with `--toybox`: seed {result['seed']}, "
+        f"{result['device']}; {'; '.join(notes)}. Accuracy of the CIFAR-10 classifier: {exact}."
     )
     return table(*rows) + f"\n\n{note}"
 

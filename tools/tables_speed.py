@@ -53,8 +53,9 @@ def quality_of(note: dict) -> str:
             f"{row['n']} samples at w = 2: Fréchet distance {row['frechet']:.1f}, class accuracy {row['accuracy']:.0%}"
         )
     if "quality" in note:
-        return (f"accuracy {note['quality']['test_accuracy']:.1%}; on {note['quality']['exact_test_images']:,} "
-                f"pixel-exact pictures {note['quality']['exact_test_accuracy']:.1%}")  # fmt: skip
+        accuracy, exact = note["quality"]["test_accuracy"], note["quality"].get("exact_test_accuracy")
+        more = f"; on {note['quality']['exact_test_images']:,} pixel-exact pictures {exact:.1%}" if exact else ""
+        return f"accuracy {accuracy:.2%}{more}"
     shares = note.get("measured_on_1000_real") or note.get("retrieval")
     if shares:
         return ", ".join(f"{key.replace('_', ' ')} {value:.1%}" for key, value in shares.items())
