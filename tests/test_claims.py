@@ -191,6 +191,7 @@ def test_the_rules_of_the_base_models():
     assert rules_models.c2([near, far]).verdict == "holds" and "2 of 2" in rules_models.c2([near, far]).measured
     assert rules_models.c2([near, near + -5]).verdict == "does not hold"
     assert rules_models.c3(near, far).verdict == "holds" and rules_models.c3(near, wide + -2).verdict == "cannot tell"
+    assert rules_models.c3(near, far).values == {"accuracy gain": near, "diversity loss": far}
 
 
 def test_noise_is_not_ranked():

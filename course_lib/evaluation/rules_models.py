@@ -39,7 +39,8 @@ def c2(gaps: Sequence[Estimate]) -> Finding:
 def c3(accuracy_gain: Estimate, diversity_loss: Estimate) -> Finding:
     """C3 holds if from w = 1 to w = 3 accuracy rises and diversity falls, each by more than its interval."""
     text = f"from w = 1 to w = 3 accuracy rises by {accuracy_gain:.3f}, and diversity falls by {diversity_loss:.3f}"
-    return Finding("C3", verdict_of(accuracy_gain, diversity_loss), text)
+    values = {"accuracy gain": accuracy_gain, "diversity loss": diversity_loss}
+    return Finding("C3", verdict_of(accuracy_gain, diversity_loss), text, values)
 
 
 def c4(step: dict[str, float], distance: dict[str, Estimate], floor: float) -> Finding:
