@@ -75,6 +75,12 @@ def test_a_negative_label_takes_the_place_of_no_label(xt):
     torch.testing.assert_close(guided(model, LABEL, w=3, negative=LABEL)(xt, 500), model(xt, 500, LABEL))
 
 
+@pytest.mark.parametrize("w", [0, 1, 3])
+def test_a_negative_of_another_shape_is_refused(w):
+    with pytest.raises(ValueError, match=r"^negative: expected the shape of label, \(2,\), got \(1,\)$"):
+        guided(Counting(), LABEL, w, negative=torch.tensor([5]))
+
+
 def test_the_papers_scale_is_ours_minus_one(xt):
     """Ho & Salimans 2021, Eq. 6: (1 + w') eps_cond - w' eps_uncond with w' = w - 1."""
     uncond, cond = xt, xt.flip(-1) ** 2

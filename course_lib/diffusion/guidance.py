@@ -25,7 +25,8 @@ def drop_condition(label: Tensor, null: int, p: float, generator: torch.Generato
 def combine(eps_uncond: Tensor, eps_cond: Tensor, w: float) -> Tensor:
     """eps_tilde = eps_uncond + w (eps_cond - eps_uncond): extrapolate from "any image" past "this class".
 
-    w = 0 ignores the condition, w = 1 is the plain conditional model (no guidance), w > 1 exaggerates.
+    eps_uncond, eps_cond: predictions of the same shape.  w: any number; 0 ignores the condition, 1 is the plain
+    conditional model (no guidance), w > 1 exaggerates.
     Source: Ho & Salimans 2021, Eq. 6; the paper's w is ours minus 1, and ours is diffusers' guidance_scale.
     Derived in: notebooks/03_classifier_free_guidance.ipynb, section "The guided noise".
     """
@@ -38,13 +39,15 @@ def guided(model, label: Tensor, w: float, negative: Tensor | None = None) -> Ep
     model: callable (xt, t, label) -> eps_hat, like UNet; its `num_classes` is the number that means "no label".
     label: (B,) ints.  negative: (B,) labels to steer away from instead of "no label".
     At w = 1 only the condition is evaluated, at w = 0 only the other side: half the work. Otherwise both run as one
-    batch.  Raises ValueError if the network was not trained with labels.
+    batch.  Raises ValueError if the network was not trained with labels, or if negative has another shape than label.
     Derived in: notebooks/03_classifier_free_guidance.ipynb, section "The guided noise".
     """
     if negative is None:
         if getattr(model, "num_classes", None) is None:
             raise ValueError("model: expected a network with num_classes set (trained with labels), got one without")
         negative = torch.full_like(label, model.num_classes)
+    if negative.shape != label.shape:
+        raise ValueError(f"negative: expected the shape of label, {tuple(label.shape)}, got {tuple(negative.shape)}")
     if w in (0, 1):
         alone = label if w == 1 else negative
         return lambda xt, t: model(xt, t, alone)
