@@ -1,10 +1,11 @@
 """The samplers: equal to diffusers' schedulers under a fake model, right on Gaussian data, and without waiting."""
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, HeunDiscreteScheduler
 
 from course_lib.diffusion import samplers
 from course_lib.diffusion.guidance import guided
@@ -88,21 +89,40 @@ def test_ddim_at_eta_1_is_ddpm(clip):
     torch.testing.assert_close(samplers.last(a), samplers.last(b), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("steps", [3, 7, 20])
+def test_heun_takes_the_steps_of_diffusers(steps):
+    """All but the step to t = 1, where diffusers looks ahead and we do not. Its own times are no whole numbers."""
+    x_T, schedule = randn(2, 3, 4, 4), linear(spacing="linspace")
+    times = schedule.times(steps)
+    twice = [times[0], *[t for t in times[1:] for _ in (0, 1)]]
+    scheduler = HeunDiscreteScheduler(timestep_spacing="linspace")
+    scheduler.set_timesteps(steps)
+    scheduler.sigmas = torch.cat([schedule.sigma[twice], torch.zeros(1)])
+    x, theirs = x_T / schedule.alpha_bar[times[0]].sqrt(), []
+    for t, their_t in zip(twice, scheduler.timesteps, strict=True):
+        x = scheduler.step(fake(x * schedule.alpha_bar[t].sqrt(), t), their_t, x).prev_sample
+        theirs.append(x)
+    ours = samplers.heun(fake, x_T, schedule, steps, clip=False)
+    for s, (_, xt, _), x in zip(times[1:-1], ours, theirs[1::2]):
+        torch.testing.assert_close(xt, schedule.alpha_bar[s].sqrt() * x, rtol=1e-9, atol=1e-9)
+
+
 # ---- against the exact solution ----
 
 MEAN, STD = 0.3, 0.5  # the data: every pixel from N(MEAN, STD^2)
 
 
-def exact_eps(xt, t):
+def exact_eps(xt, t, std=STD):
     """E[eps | x_t] for that data, a closed form because all is Gaussian."""
     alpha_bar = SCHEDULE.alpha_bar[t].item()
-    return (1 - alpha_bar) ** 0.5 * (xt - alpha_bar**0.5 * MEAN) / (alpha_bar * STD**2 + 1 - alpha_bar)
+    return (1 - alpha_bar) ** 0.5 * (xt - alpha_bar**0.5 * MEAN) / (alpha_bar * std**2 + 1 - alpha_bar)
 
 
-def exact_end(xt, t):
+def exact_curve(xt, t, s=0, std=STD):
     """Where the probability flow ODE leads from x_t: it keeps the number of standard deviations from the mean."""
-    alpha_bar = SCHEDULE.alpha_bar[t].item()
-    return MEAN + STD * (xt - alpha_bar**0.5 * MEAN) / (alpha_bar * STD**2 + 1 - alpha_bar) ** 0.5
+    now, after = SCHEDULE.alpha_bar[t].item(), SCHEDULE.alpha_bar[s].item()
+    spread = ((after * std**2 + 1 - after) / (now * std**2 + 1 - now)) ** 0.5
+    return after**0.5 * MEAN + spread * (xt - now**0.5 * MEAN)
 
 
 N = 4_000
@@ -129,22 +149,46 @@ def test_samples_of_gaussian_data_have_its_mean_and_spread(run, bias):
     assert abs(x0.std().item() - STD) < 4 * STD / (2 * N) ** 0.5 + bias
 
 
-def end_error(sampler, steps):
-    x = torch.linspace(-2, 2, 9, dtype=torch.float64).reshape(9, 1, 1, 1)
-    x0 = samplers.last(sampler(exact_eps, x, SCHEDULE, steps, clip=False))
-    return (x0 - exact_end(x, SCHEDULE.times(steps)[0])).abs().max().item()
+def path_error(sampler, steps, spacing="leading", s=0, std=STD):
+    """The largest distance from the exact curve at time s."""
+    x, schedule = torch.linspace(-2, 2, 9, dtype=torch.float64).reshape(9, 1, 1, 1), linear(spacing=spacing)
+    times = [*schedule.times(steps), 0]
+    run = sampler(partial(exact_eps, std=std), x, schedule, steps, clip=False)
+    xs = next(xt for after, (_, xt, _) in zip(times[1:], run) if after == s)
+    return (xs - exact_curve(x, times[0], s, std)).abs().max().item()
 
 
 @pytest.mark.parametrize(("sampler", "ratio"), [(samplers.ddim, 2), (samplers.heun, 4)], ids=["ddim", "heun"])
 def test_order_of_the_solvers(sampler, ratio):
-    """Twice the steps: half the error of a first-order solver, a quarter of a second-order one."""
-    errors = [end_error(sampler, steps) for steps in (10, 20, 40)]
+    """Twice the steps: half the error of a first-order solver, a quarter of a second-order one. Heun's last steps,
+    to t = 1 and 0, are Euler's; so this looks before them."""
+    errors = [path_error(sampler, steps, s=101) for steps in (10, 20, 40)]
     for coarse, fine in itertools.pairwise(errors):
         assert coarse / fine == pytest.approx(ratio, rel=0.1)
 
 
 def test_heun_beats_ddim_at_the_same_number_of_evaluations():
-    assert end_error(samplers.heun, 10) < end_error(samplers.ddim, 19)
+    assert path_error(samplers.heun, 20) < path_error(samplers.ddim, 38)
+
+
+def test_karras_times_suit_narrow_data():
+    """Where the data are narrow, the curve bends at small sigma, and there these times are close together."""
+    assert path_error(samplers.heun, 10, "karras", std=0.05) < path_error(samplers.heun, 10, std=0.05) / 4
+    assert path_error(samplers.ddim, 10, "karras", std=0.05) < path_error(samplers.ddim, 10, std=0.05)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "karras"])
+@pytest.mark.parametrize("steps", [3, 5, 13])
+def test_heun_leaves_no_noise_where_the_network_sees_none_at_t_1(spacing, steps):
+    """A trained network answers eps_hat = 0 at t = 1. The look-ahead to there would leave half of the last noise."""
+
+    def trained(xt, t):
+        return exact_eps(xt, t) if t > 1 else torch.zeros_like(xt)
+
+    x = torch.linspace(-2, 2, 9, dtype=torch.float64).reshape(9, 1, 1, 1)
+    schedule = linear(spacing=spacing)
+    ends = [samplers.last(samplers.heun(model, x, schedule, steps, clip=False)) for model in (exact_eps, trained)]
+    torch.testing.assert_close(*ends, rtol=0, atol=0.011)  # sigma_1 = 0.01 is all that the last step to 0 leaves
 
 
 # ---- limits ----
@@ -229,12 +273,16 @@ def test_every_step_is_yielded_with_the_time_just_left():
     assert sum(1 for _ in samplers.ddpm(fake, randn(1, 1, 2, 2), SCHEDULE)) == 1000
 
 
-def test_evaluations():
-    """DDPM and DDIM evaluate the network once a step; Heun twice, but once in the last step."""
-    for run, expected in ((samplers.ddpm, 10), (samplers.ddim, 10), (samplers.heun, 19)):
-        calls = []
-        samplers.last(run(lambda xt, t: (calls.append(t), fake(xt, t))[1], randn(1, 1, 2, 2), SCHEDULE, 10))  # noqa: B023
-        assert len(calls) == expected
+@pytest.mark.parametrize(
+    ("run", "spacing", "expected"),
+    [(samplers.ddpm, "leading", 10), (samplers.ddim, "leading", 10), (samplers.heun, "leading", 18),
+     (samplers.heun, "karras", 18), (samplers.heun, "trailing", 19)],
+)  # fmt: skip
+def test_evaluations(run, spacing, expected):
+    """DDPM and DDIM evaluate the network once a step; Heun twice, but once in a step that ends at t = 1 or 0."""
+    calls = []
+    samplers.last(run(lambda xt, t: (calls.append(t), fake(xt, t))[1], randn(1, 1, 2, 2), linear(spacing=spacing), 10))
+    assert len(calls) == expected
 
 
 def test_nothing_is_tracked_for_gradients():

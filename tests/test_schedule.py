@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler
 
 from course_lib.diffusion.schedule import Schedule, cosine, linear, scaled_linear
 
@@ -61,17 +61,46 @@ def test_trailing_times_are_diffusers_plus_one(steps):
     assert times[0] == 1000
 
 
-def test_trailing_times_are_as_many_as_asked_for():
-    for T in (200, 1000):  # diffusers' floats give one too many at 61, 103, 121, ... of 1000
-        schedule = linear(T=T, spacing="trailing")
-        for steps in range(1, T + 1):
-            times = schedule.times(steps)
-            assert len(times) == steps and times[0] == T and times[-1] >= 1
-            assert all(t > s for t, s in pairwise(times))
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 10, 28, 50, 333, 999, 1000])
+def test_linspace_times_are_diffusers_plus_one(steps):
+    peer = DDPMScheduler(timestep_spacing="linspace")
+    peer.set_timesteps(steps)
+    times = linear(spacing="linspace").times(steps)
+    assert times == [t + 1 for t in peer.timesteps.tolist()]
+    assert times[-1] == 1 and times[0] == (1000 if steps > 1 else 1)
+
+
+@pytest.mark.parametrize("steps", [2, 3, 5, 10, 18, 25])
+@pytest.mark.parametrize("make", [linear, scaled_linear])
+def test_karras_times_are_diffusers_rounded(make, steps):
+    """Karras et al. 2022, Eq. 5. diffusers keeps fractions of a time; we take the nearest one."""
+    ours = make(spacing="karras")
+    peer = EulerDiscreteScheduler(trained_betas=ours.beta[1:].numpy(), use_karras_sigmas=True)
+    peer.set_timesteps(steps)
+    times = ours.times(steps)
+    assert times[0] == 1000 and times[-1] == 1
+    assert max(abs(t - 1 - u) for t, u in zip(times, peer.timesteps.tolist(), strict=True)) < 0.51
+
+
+def test_karras_steps_are_evenly_spaced_in_the_root_of_sigma():
+    schedule = linear(spacing="karras")
+    roots = schedule.sigma[schedule.times(10)] ** (1 / 7)
+    torch.testing.assert_close(roots.diff(), (roots[-1] - roots[0]).expand(9) / 9, rtol=0.06, atol=0)
+
+
+@pytest.mark.parametrize("spacing", ["trailing", "karras"])
+def test_times_are_as_many_as_asked_for(spacing):
+    for T in (200, 1000):  # diffusers' floats give one too many at 61, 103, 121, ... of 1000 ("trailing")
+        for schedule in (linear(T=T, spacing=spacing), cosine(T=T, spacing=spacing)):
+            for steps in range(1, T + 1):
+                times = schedule.times(steps)
+                assert len(times) == steps and times[0] == T and times[-1] >= 1
+                assert all(t > s for t, s in pairwise(times))
 
 
 def test_an_unknown_spacing_is_refused():
-    with pytest.raises(ValueError, match=r"^spacing: expected 'leading' or 'trailing', got 'even'$"):
+    expected = r"^spacing: expected one of leading, trailing, linspace, karras, got 'even'$"
+    with pytest.raises(ValueError, match=expected):
         cosine(spacing="even")
 
 

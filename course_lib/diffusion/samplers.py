@@ -79,10 +79,11 @@ def heun(eps_model: EpsModel, x_T: Tensor, schedule: Schedule, steps: int = 25, 
 
     With x' = x_t / sqrt(alpha_bar_t) and sigma_t as time, DDIM is Euler's method on dx'/dsigma = eps_theta.
     Heun's method: x'_s = x'_t + (sigma_s - sigma_t) (eps_hat(t) + eps_hat(s)) / 2.
-    Source: Karras et al. 2022, Algorithm 1 (without churn).  Two evaluations per step; one in the last, an Euler step.
+    Source: Karras et al. 2022, Algorithm 1 (without churn).  Two evaluations per step; one in a step to t = 0 or 1.
     Arguments as in `ddpm`; it is deterministic, so `generator` is not used.
-    Differs from the paper: the times are DDIM's, evenly spaced in t, not in a power of sigma. The first steps in sigma
-    are then long, so that with few steps DDIM can do better: measure before choosing.
+    Differs from the paper: the times are the schedule's; with `spacing="karras"` they are the paper's, rounded. A step
+    to t = 1 is Euler's as well as the one to 0: at t = 1 a network cannot tell what is left of the noise, answers
+    eps_hat near 0, and the average would remove only half of it.
     Derived in: notebooks/02_ddpm_sampling.ipynb, section "A better solver".
     """
     times = schedule.times(steps)
@@ -95,17 +96,14 @@ def heun(eps_model: EpsModel, x_T: Tensor, schedule: Schedule, steps: int = 25, 
             eps_hat = (xt - alpha_bar**0.5 * x0_hat) / (1 - alpha_bar) ** 0.5
         return eps_hat, x0_hat
 
-    xt = x_T
-    sigma = schedule.sigma
+    xt, sigma = x_T, schedule.sigma
     for t, s in zip(times, [*times[1:], 0]):
-        eps_hat, x0_hat = direction(xt, t)
-        if s == 0:
-            xt = x0_hat
-        else:
-            scaled, step = xt / schedule.alpha_bar[t].item() ** 0.5, (sigma[s] - sigma[t]).item()
-            back = schedule.alpha_bar[s].item() ** 0.5
-            eps_there, _ = direction(back * (scaled + step * eps_hat), s)
-            xt = back * (scaled + step * (eps_hat + eps_there) / 2)
+        slope, x0_hat = direction(xt, t)
+        scaled, step = xt / schedule.alpha_bar[t].item() ** 0.5, (sigma[s] - sigma[t]).item()
+        back = schedule.alpha_bar[s].item() ** 0.5
+        if s > 1:
+            slope = (slope + direction(back * (scaled + step * slope), s)[0]) / 2
+        xt = back * (scaled + step * slope) if s > 0 else x0_hat
         yield t, xt, x0_hat
 
 

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+SPACINGS = ("leading", "trailing", "linspace", "karras")
+
 
 class Schedule:
     """alpha_bar[t] for t = 0..T, where alpha_bar[0] = 1 is the clean image.
@@ -31,8 +33,8 @@ class Schedule:
             raise ValueError(f"alpha_bar: expected a row of T + 1 numbers that starts with 1, got {alpha_bar}")
         if not ((alpha_bar.diff() < 0).all() and (alpha_bar > 0).all()):  # in this form, NaN is refused too
             raise ValueError("alpha_bar: expected numbers that fall with t and stay above 0, got some that do not")
-        if spacing not in ("leading", "trailing"):
-            raise ValueError(f"spacing: expected 'leading' or 'trailing', got {spacing!r}")
+        if spacing not in SPACINGS:
+            raise ValueError(f"spacing: expected one of {', '.join(SPACINGS)}, got {spacing!r}")
         self.alpha_bar, self.spacing = alpha_bar, spacing
 
     @property
@@ -73,18 +75,34 @@ class Schedule:
         return self._on(like.device, dtype)[t].reshape(-1, *[1] * (like.ndim - 1))
 
     def times(self, steps: int) -> list[int]:
-        """The times that a sampler visits: `steps` of 1..T, evenly spaced and falling. From the last, it steps to 0.
+        """The times that a sampler visits: `steps` of 1..T, falling. From the last, it steps to 0.
 
-        spacing "leading", DDIM's choice:  t_i = 1 + floor(T / steps) * i, i = steps - 1 ... 0: it ends at t = 1.
-        spacing "trailing":  t_i = round(T - i T / steps): it starts at t = T, at pure noise.
-        Source: Lin et al. 2024, Table 2 (names and formulas; both as diffusers counts them, plus 1).
+        spacing, in the words of diffusers (its times plus 1):
+        "leading", DDIM's choice:  t_i = 1 + floor(T / steps) * i, i = steps - 1 ... 0: ends at t = 1, starts below T.
+        "trailing":  t_i = round(T - i T / steps): starts at t = T, at pure noise, and ends above 1.
+        "linspace":  evenly spaced from T to 1.  Source of these three: Lin et al. 2024, Table 2.
+        "karras":  from T to 1, sigma^(1/7) evenly spaced: short steps where there is little noise.  Source: Karras et
+        al. 2022, Eq. 5 with rho = 7.  Differs from the paper: each sigma is moved to the nearest time, none used twice.
         Raises ValueError unless 1 <= steps <= T.
         """
         if not 1 <= steps <= self.T:
             raise ValueError(f"steps: expected 1..{self.T} (the schedule has T = {self.T}), got {steps}")
+        if self.spacing == "leading":
+            return [1 + (self.T // steps) * i for i in reversed(range(steps))]
         if self.spacing == "trailing":
-            return np.arange(self.T, 0, -self.T / steps)[:steps].round().astype(int).tolist()
-        return [1 + (self.T // steps) * i for i in reversed(range(steps))]
+            times = np.arange(self.T, 0, -self.T / steps)[:steps]
+        elif self.spacing == "linspace":
+            times = 1 + np.linspace(0, self.T - 1, steps)[::-1].round()
+        else:
+            times = self._karras(steps)
+        return times.round().astype(int).tolist()
+
+    def _karras(self, steps: int, rho: int = 7) -> np.ndarray:
+        sigma = self.sigma[1:].numpy()
+        wanted = np.linspace(sigma[-1] ** (1 / rho), sigma[0] ** (1 / rho), steps) ** rho
+        times = np.interp(np.log(wanted), np.log(sigma), np.arange(1, self.T + 1)).round()
+        order = np.arange(steps)  # times + order may not rise: then each time is at least one below the one before
+        return np.maximum.accumulate(np.minimum(times + order, self.T)[::-1])[::-1] - order
 
 
 def _from_beta(beta: Tensor, spacing: str) -> Schedule:
