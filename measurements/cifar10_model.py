@@ -37,7 +37,10 @@ from course_lib.evaluation.metrics import (
 from course_lib.evaluation.statistics import share
 
 GUIDANCE = (0.0, 1.0, 1.5, 2.0, 3.0, 5.0)
-SOLVERS = [("ddim", n, eta) for eta in (0.0, 1.0) for n in (5, 10, 25, 50)] + [("heun", n, 0.0) for n in (3, 5, 13)]
+SOLVERS = [("ddim", n, eta, "leading") for eta in (0.0, 1.0) for n in (5, 10, 25, 50)] + [
+    ("heun", n, 0.0, spacing) for spacing in ("leading", "karras") for n in (3, 6, 13)
+]
+PARTS = 10  # of the jackknife: intervals need n - n / PARTS > 256, the size of the feature space
 
 
 def arguments() -> argparse.Namespace:
@@ -47,7 +50,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, help="default: data/checkpoints/ddpm-cifar10, or ddpm-toybox10")
     parser.add_argument("--out", type=Path, help="default: data/results/ddpm_cifar10.json, or ddpm_toybox10.json")
     parser.add_argument("--n", type=int, default=10_000, help="samples of the main figure")
-    parser.add_argument("--n-sweep", type=int, default=500, help="samples of each point of the curves (> 256)")
+    parser.add_argument(
+        "--n-sweep", type=int, default=500, help="samples of each point of the curves (> 256; intervals from 285)"
+    )
     parser.add_argument("--w", type=float, default=2.0, help="guidance scale of the main figure")
     parser.add_argument("--steps", type=int, default=20, help="DDIM steps of the guidance curve")
     parser.add_argument("--main-steps", type=int, default=12, help="DDIM steps of the main figure")
@@ -74,11 +79,13 @@ class Cifar10Sampler:
         self.device = self.accelerator.device
         self.model = checkpoint.load(args.model, self.device)
         self.classifier, self.real = load_classifier(self.device, f"classifier-{args.name}")
-        self.schedule = schedule.linear()
+        self.schedules = {name: schedule.linear(spacing=name) for name in schedule.SPACINGS}
 
-    def samples(self, n: int, w: float, solver: str, steps: int, eta: float) -> tuple[Tensor, Tensor]:
+    def samples(
+        self, n: int, w: float, solver: str, steps: int, eta: float = 0.0, spacing: str = "leading"
+    ) -> tuple[Tensor, Tensor]:
         """n pictures with balanced labels; picture i gets the same start noise in every row of the tables."""
-        images, labels = [], torch.arange(n) % 10
+        images, labels, times = [], torch.arange(n) % 10, self.schedules[spacing]
         batches = list(enumerate(labels.split(self.args.batch_size)))
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         title = f"{solver} {steps} eta={eta} w={w}"
@@ -87,28 +94,37 @@ class Cifar10Sampler:
             x_T = torch.randn(len(label), 3, 32, 32, generator=generator).to(self.device)
             eps_model = guidance.guided(self.model, label.to(self.device), w)
             if solver == "heun":
-                run = samplers.heun(eps_model, x_T, self.schedule, steps)
+                run = samplers.heun(eps_model, x_T, times, steps)
             else:
                 noise = torch.Generator(device=self.device).manual_seed(1_000_000 * self.args.seed + i)
-                run = samplers.ddim(eps_model, x_T, self.schedule, steps, eta=eta, generator=noise)
+                run = samplers.ddim(eps_model, x_T, times, steps, eta=eta, generator=noise)
             with self.accelerator.autocast():
                 images.append((i, samplers.last(run).float().cpu()))
         images = sorted(gather_object(images), key=lambda item: item[0])
         return torch.cat([image for _, image in images]), labels
 
-    def measure(self, n: int, w: float, solver: str, steps: int, eta: float = 0.0) -> dict:
+    def measure(self, n: int, w: float, solver: str, steps: int, eta: float = 0.0, spacing: str = "leading") -> dict:
         start = time.time()
-        images, labels = self.samples(n, w, solver, steps, eta)
+        images, labels = self.samples(n, w, solver, steps, eta, spacing)
         seconds = time.time() - start
         features, logits = features_and_logits(self.classifier, images)
         right = share(logits.argmax(1) == labels)
         return dict(
-            w=w, solver=solver, steps=steps, eta=eta, n=n,
-            evaluations=(2 * steps - 1 if solver == "heun" else steps),
-            frechet=round(frechet_distance(gaussian(features), self.real), 3), accuracy=round(right.value, 4),
-            accuracy_ci95=round(right.half, 4),
+            w=w, solver=solver, steps=steps, eta=eta, spacing=spacing, n=n,
+            evaluations=evaluations(solver, self.schedules[spacing].times(steps)),
+            frechet=round(frechet_distance(gaussian(features), self.real), 3),
+            frechet_left_out=self.left_out(features),
+            accuracy=round(right.value, 4), accuracy_ci95=round(right.half, 4),
             diversity=round(diversity(features, labels), 3), seconds=round(seconds, 1),
         )  # fmt: skip
+
+    def left_out(self, features: Tensor) -> list[float]:
+        """The distance without each tenth of the samples, for `statistics.jackknife`; [] if there are too few."""
+        n, D = features.shape
+        if n - n / PARTS <= D:
+            return []
+        part = torch.arange(n) // 10 % PARTS  # classes stay balanced
+        return [round(frechet_distance(gaussian(features[part != k]), self.real), 3) for k in range(PARTS)]
 
     def real_rows(self, data: cifar10.Dataset, n: int) -> dict:
         """What real pictures reach: the floor of the distance (at both sample sizes), accuracy, diversity."""
@@ -119,6 +135,7 @@ class Cifar10Sampler:
         return dict(
             floor_two_halves=round(frechet_distance(gaussian(features[:half]), gaussian(features[half:])), 3),
             test_images_to_train=round(frechet_distance(gaussian(test_features), self.real), 3),
+            test_images_n_main_to_train=round(frechet_distance(gaussian(test_features[: self.args.n]), self.real), 3),
             test_images_n_sweep_to_train=round(frechet_distance(gaussian(test_features[:n]), self.real), 3),
             accuracy=round(accuracy(logits, data.test_labels), 4),
             diversity=round(diversity(test_features, data.test_labels), 3),
@@ -129,6 +146,11 @@ def history(provenance: dict) -> list[dict]:
     """A training and those that it started from, the first one first."""
     earlier = provenance.get("started_from")
     return [*(history(earlier) if earlier else []), provenance]
+
+
+def evaluations(solver: str, times: list[int]) -> int:
+    """How often a sampler asks the network: Heun twice in each step that ends above t = 1."""
+    return len(times) + (sum(s > 1 for s in times[1:]) if solver == "heun" else 0)
 
 
 def save_sheet(images: Tensor, labels: Tensor, path: Path, shuffled: bool = False) -> None:
@@ -146,7 +168,7 @@ def main() -> None:
     args = arguments()
     sampler = Cifar10Sampler(args)
     if args.sheet:
-        save_sheet(*sampler.samples(80, args.w, "ddim", args.steps, 0.0), args.sheet, args.shuffled)
+        save_sheet(*sampler.samples(80, args.w, "ddim", args.steps), args.sheet, args.shuffled)
         return
     provenance = json.loads((args.model / "provenance.json").read_text())
     names = ("n", "n_sweep", "w", "steps", "main_steps", "batch_size")
@@ -180,9 +202,10 @@ def main() -> None:
         if w not in [row["w"] for row in guidance_rows]:
             guidance_rows.append(sampler.measure(args.n_sweep, w, "ddim", args.steps))
             write()
-    for solver, steps, eta in SOLVERS:
-        if (solver, steps, eta) not in [(row["solver"], row["steps"], row["eta"]) for row in solver_rows]:
-            solver_rows.append(sampler.measure(args.n_sweep, 1.0, solver, steps, eta))
+    names = ("solver", "steps", "eta", "spacing")
+    for one in SOLVERS:
+        if one not in [tuple(row.get(name, "leading") for name in names) for row in solver_rows]:
+            solver_rows.append(sampler.measure(args.n_sweep, 1.0, *one))
             write()
     if "main" not in record:
         record["main"] = sampler.measure(args.n, args.w, "ddim", args.main_steps)
