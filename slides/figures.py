@@ -426,7 +426,7 @@ def steps_quality():
     rows, real = results()["solvers"], results()["real"]
     kinds = [("DDIM, fresh noise (η = 1)", RED, "s", lambda r: r["solver"] == "ddim" and r["eta"] == 1),
              ("DDIM, deterministic (η = 0)", BLUE, "o", lambda r: r["solver"] == "ddim" and r["eta"] == 0),
-             ("Heun, second order", GREEN, "^", lambda r: r["solver"] == "heun")]  # fmt: skip
+             ("Heun, second order", GREEN, "^", lambda r: r["solver"] == "heun" and r["spacing"] == "leading")]  # fmt: skip
     floor = real["test_images_n_sweep_to_train"]
     with plt.rc_context(STYLE):
         fig, ax = plt.subplots(figsize=(W, 5.3), layout="constrained")
