@@ -183,6 +183,19 @@ def render(spec: Spec, size: int = 64) -> np.ndarray:
     return np.array(ImageChops.multiply(image, Image.new("RGB", image.size, light)))  # the light varies a little
 
 
+def coverage(spec: Spec, size: int = 64) -> np.ndarray:
+    """(size, size) in [0, 1]: the share of each pixel that the object covers, with what it wears, without its shadow.
+
+    Drawn on black and on white, it looks the same where it hides the ground. A second object is left out.
+    """
+    _check_spec(spec)
+    grounds = [Image.new("RGB", (4 * size, 4 * size), ground) for ground in ("black", "white")]
+    for image in grounds:
+        _draw(image, spec, None)
+    on_black, on_white = (np.asarray(image.reduce(4), dtype=float).mean(axis=2) for image in grounds)
+    return 1 - (on_white - on_black) / 255
+
+
 def _shadow(image, spec):
     w, h = round(spec.size * image.width * 1.1), round(spec.size * image.width * 0.2)
     x, y = spec.x * image.width, (spec.y + 0.46 * spec.size) * image.width
