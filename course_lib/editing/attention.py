@@ -6,7 +6,7 @@ Fast attention does not store its probabilities. Inside `attention_hook` they ar
 that they can be read or replaced; afterwards the network is as before.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -114,6 +114,19 @@ class AttentionMaps:
         if not self.count:
             raise ValueError(f"side: expected the side of a layer with cross-attention, got {self.side}")
         return (self.total / self.count).transpose(1, 2).unflatten(-1, (self.side, self.side))
+
+
+def relative_maps(maps: dict[Hashable, Tensor]) -> dict[Hashable, Tensor]:
+    """Each word's map over its own mean, divided by the mean of these over all words.
+
+    Above 1 a latent attends more to this word than to words in general. The outline that all words share cancels, and
+    so does the weight of a word: "a" and "of" get many times the attention of "hat".
+    maps: {word: (..., h, w)} of one prompt, as `word_maps` returns.
+    Derived in: notebooks/05_latent_diffusion.ipynb, section "Cross-attention by hand".
+    """
+    scaled = {word: of_word / of_word.mean(dim=(-2, -1), keepdim=True) for word, of_word in maps.items()}
+    mean = torch.stack(list(scaled.values())).mean(dim=0)
+    return {word: of_word / mean for word, of_word in scaled.items()}
 
 
 def word_maps(sd: StableDiffusion, prompt: str, x_T: Tensor | None = None, *, side: int = 16, w: float = 7.5,
