@@ -5,16 +5,19 @@
 
 For 1,000 held-out specs (split "test") the full description is the prompt. The judge reads the pictures drawn at
 w = 1, 3, 5, 7.5, and real renderings of the same specs; Fréchet distances are in its feature space, against 4,000 other
-renderings. Also written: the contact sheet of the README (64 prompts, one sample each, none chosen) and the time that a
+renderings. Then 300 prompts "next to" and 200 "on": are both objects there, each in its own colour (two_objects.py)?
+Also written: the contact sheet of the README (64 prompts, one sample each, none chosen) and the time that a
 picture takes. Each row is written as it comes: a killed run goes on with the missing ones.
 """
 
 import argparse
+import datetime
 import time
 from pathlib import Path
 
 import records
 import torch
+import two_objects
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from PIL import Image
@@ -22,7 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import CLIPModel
 
-from course_lib.environment import CHECKPOINTS, RESULTS, from_uint8, on_cpu
+from course_lib.environment import CHECKPOINTS, RESULTS, device_name, from_uint8, on_cpu
 from course_lib.evaluation import judge, statistics
 from course_lib.evaluation.metrics import clip_t, frechet_distance, gaussian
 from course_lib.latent import stable_diffusion
@@ -30,6 +33,7 @@ from course_lib.plots import montage
 from course_lib.toybox import captions, sets
 
 GUIDANCE = (1.0, 3.0, 5.0, 7.5)
+PAIRS_W = 3.0
 
 
 def arguments() -> argparse.Namespace:
@@ -99,6 +103,14 @@ class PromptSampler:
         logits = {name: torch.cat([part[1][name] for part in parts])[order] for name in parts[0][1]}
         return self.row(logits, torch.cat([p[2] for p in parts])[order], torch.cat([p[3] for p in parts])[order])
 
+    def pairs(self, relation: str) -> dict:
+        """Prompts of two objects, all drawn by this process."""
+        options = dict(w=PAIRS_W, steps=self.args.steps, seed=self.args.seed, batch=self.args.batch_size)
+        row = two_objects.measure(
+            self.judge, lambda prompts: self.sd.sample(prompts, **options), relation, self.args.seed
+        )
+        return row | dict(w=PAIRS_W, device=device_name(), date=datetime.date.today().isoformat())
+
     def sheet(self, path: Path) -> None:
         """The first 64 prompts, one sample each."""
         x = self.sd.sample(self.prompts[:64], w=self.args.sheet_w, steps=25, seed=self.args.seed, batch=32)
@@ -140,7 +152,12 @@ def main() -> None:
             write()
             if is_main:
                 print(w, record["w"][str(w)], flush=True)
-    if is_main:
+    for relation in two_objects.PROMPTS if is_main else ():
+        if relation not in record.setdefault("pairs", {}):
+            record["pairs"][relation] = sampler.pairs(relation)
+            records.write(args.out, record, measured=False)
+            print(relation, record["pairs"][relation], flush=True)
+    if is_main and "seconds" not in record:
         sampler.sheet(args.out.with_name("toybox_sd_samples.png"))
         record["seconds"] = sampler.seconds()
         write()
