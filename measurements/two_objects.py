@@ -36,7 +36,8 @@ def named(logits: dict[str, Tensor], specs: list[Spec], attribute: str) -> tuple
 def halves(reader: judge.Judge, images: Tensor, specs: list[Spec]) -> dict[str, Tensor]:
     """What the judge names in the left and the right half, each enlarged to a picture: (N,) of True and False.
 
-    Both nouns, one in each half, whichever is left; and of these, both colours right, or exchanged.
+    Both nouns, one in each half, whichever is left; and of these, both colours right, exchanged, or one of them twice.
+    Or one noun twice.
     images: (N, 3, 64, 64) in [-1, 1], of objects next to each other.
     """
     sides = []
@@ -47,8 +48,14 @@ def halves(reader: judge.Judge, images: Tensor, specs: list[Spec]) -> dict[str, 
     there = [noun_left[k] & noun_right[1 - k] for k in (0, 1)]  # k = 0: the first object is the left one
     own = [there[k] & colour_left[k] & colour_right[1 - k] for k in (0, 1)]
     exchanged = [there[k] & colour_left[1 - k] & colour_right[k] for k in (0, 1)]
-    return {"noun in each half": there[0] | there[1], "own colours": own[0] | own[1],
-            "colours exchanged": exchanged[0] | exchanged[1]}  # fmt: skip
+    colour_twice = (colour_left[0] & colour_right[0]) | (colour_left[1] & colour_right[1])
+    return {
+        "noun in each half": there[0] | there[1],
+        "own colours": own[0] | own[1],
+        "colours exchanged": exchanged[0] | exchanged[1],
+        "one colour twice": (there[0] | there[1]) & colour_twice,
+        "one noun twice": (noun_left[0] & noun_right[0]) | (noun_left[1] & noun_right[1]),
+    }
 
 
 def scores(reader: judge.Judge, images: Tensor, specs: list[Spec]) -> dict[str, dict]:
