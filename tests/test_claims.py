@@ -202,17 +202,39 @@ def test_noise_is_not_ranked():
     assert rules_models.c4(step, dict(pixels=far, latents=near), floor=2).verdict == "not testable here"
 
 
-def test_a_switch_is_no_slider():
+def test_a_mixture_leads_from_one_word_to_the_other():
+    """A switch does that too: this half of C21 does not ask for anything in between."""
     a = torch.linspace(0, 1, 7)[:, None]
     jitter = 0.01 * torch.rand(7, 16, generator=torch.Generator().manual_seed(0))
-    slider, switch = a + jitter, (a > 0.5) + jitter
-    assert rules_models.c21(slider, 1 - slider).verdict == "holds"
-    found = rules_models.c21(switch, 1 - switch)
-    assert found.verdict == "does not hold" and "makes 1.00" in found.measured
-    assert rules_models.c21(1 - slider, slider).verdict == "does not hold"  # the ends are exchanged
+    for p in (a + jitter, (a > 0.5) + jitter):
+        assert rules_models.c21a(p, 1 - p).verdict == "holds"
+    slider = a + jitter
+    assert rules_models.c21a(1 - slider, slider).verdict == "does not hold"  # the ends are exchanged
     back = slider.clone()
     back[3] -= 0.4
-    assert rules_models.c21(back, 1 - back).verdict == "does not hold"
+    found = rules_models.c21a(back, 1 - back)
+    assert found.verdict == "does not hold" and "1 of 6 steps goes back" in found.measured
+    unsure = slider.clone()
+    unsure[-1] = torch.tensor([0.0, 1.0] * 8)
+    assert rules_models.c21a(unsure[[0, -1]], 1 - unsure[[0, -1]]).verdict == "cannot tell"
+
+
+def test_in_between_is_outside_of_what_real_pictures_reach():
+    cats, tigers = torch.linspace(2, 12, 201), torch.linspace(-12, -2, 201)
+    odds = torch.tensor([-9.0, -2.3, -2.2, 0.0, 2.2, 2.3, 9.0])
+    assert rules_models.in_between(odds, cats, tigers).tolist() == [False, False, True, True, True, False, False]
+    assert rules_models.in_between(cats, cats, tigers).double().mean() == pytest.approx(0.025, abs=0.005)
+
+
+@pytest.mark.parametrize(("half", "ends", "fades", "verdict"), [
+    (50, 2, 60, "holds"), (10, 2, 60, "does not hold"), (32, 2, 60, "cannot tell"),
+    (50, 60, 60, "does not hold"),  # so are the pictures of one word alone
+    (10, 2, 20, "not testable here"), (50, 2, 35, "not testable here"),  # the judge does not see fades
+])  # fmt: skip
+def test_a_switch_is_not_in_between(half, ends, fades, verdict):
+    of_64 = [torch.arange(64) < count for count in (half, ends, fades)]
+    found = rules_models.c21b(*of_64)
+    assert found.verdict == verdict and f"in between are {half / 64:.2f} " in found.measured
 
 
 def test_verdicts_follow_from_intervals():
@@ -259,7 +281,8 @@ def test_a_notebook_prints_what_the_record_keeps(tmp_path):
 
 def test_the_shipped_record_has_every_claim():
     record = claims.load()["claims"]
-    assert list(record) == list(CLAIMS) == [f"C{k}" for k in range(1, 22)]
+    assert list(record) == list(CLAIMS)
+    assert list(dict.fromkeys(name.rstrip("ab") for name in CLAIMS)) == [f"C{k}" for k in range(1, 22)]
     for name, claim in record.items():
         assert claim["verdict"] in (*VERDICTS, claims.NOT_YET), name
         assert {key: claim[key] for key in ("claim", "notebook", "section")} == {

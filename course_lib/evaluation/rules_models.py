@@ -1,4 +1,4 @@
-"""The rules of the claims about the base models: C1 to C4 and C21.
+"""The rules of the claims about the base models: C1 to C4, C21a and C21b.
 
 Used by: notebooks/01_ddpm_training.ipynb to notebooks/04_autoencoder.ipynb and notebooks/06_stable_diffusion.ipynb.
 
@@ -61,20 +61,40 @@ def c4(step: dict[str, float], distance: dict[str, Estimate], floor: float) -> F
     return Finding("C4", verdict if nearest <= NEAR else "not testable here", text, dict(gain=gain))
 
 
-def c21(p_one: Tensor, p_other: Tensor) -> Finding:
-    """C21, a slider and not a switch: holds if the ends show the two nouns, no step goes back beyond its interval, and
-    the largest step is less than half of the way, a mean over pictures with its interval.
+def c21a(p_one: Tensor, p_other: Tensor) -> Finding:
+    """C21a, from one word to the other: holds if the ends show the two nouns and no step goes back beyond its interval.
 
     p_one, p_other: (K, N) the judge's probabilities of the two nouns, at K mixtures from all other to all one.
     """
     lead = (p_one - p_other).double()
-    back = any(statistics.mean(step).high < 0 for step in lead.diff(dim=0))
-    way = lead[-1] - lead[0]  # 2 where a picture goes all the way from one noun to the other
-    ends = verdict_of(statistics.mean(-lead[0]), statistics.mean(lead[-1]))
-    if ends != "holds" or (way > 1).sum() == 0:
-        return Finding("C21", ends if ends != "holds" else "cannot tell", "the ends do not surely show the two nouns")
-    largest = statistics.mean((lead.diff(dim=0).amax(0) / way)[way > 1])
-    verdict = "does not hold" if back or largest.low > 0.5 else "holds" if largest.high < 0.5 else "cannot tell"
-    text = (f"the ends show the two nouns; {'a' if back else 'no'} step goes back; the largest of {len(lead) - 1} "
-            f"steps makes {largest:.2f} of the way (a switch: 1, even steps: {1 / (len(lead) - 1):.2f})")  # fmt: skip
-    return Finding("C21", verdict, text, dict(largest=largest))
+    back = sum(statistics.mean(step).high < 0 for step in lead.diff(dim=0))
+    first, last = statistics.mean(-lead[0]), statistics.mean(lead[-1])
+    verdict = "does not hold" if back else verdict_of(first, last)
+    text = (f"the right noun is ahead of the other by {first:.2f} at one end and by {last:.2f} at the other; "
+            f"{back or 'none'} of {len(lead) - 1} steps {'go' if back > 1 else 'goes'} back")  # fmt: skip
+    return Finding("C21a", verdict, text, {"one end": first, "the other end": last})
+
+
+def in_between(odds: Tensor, ones: Tensor, others: Tensor, rest: float = 0.025) -> Tensor:
+    """Which pictures are less like the one noun than its real pictures are, and less like the other than its own.
+
+    odds: (N,) the judge's logit of the one noun minus that of the other.  ones, others: (M,) the same for real pictures
+    of the two nouns.  Returns (N,) bool: odds above all but `rest` of `others` and below all but `rest` of `ones`.
+    """
+    low, high = others.double().quantile(1 - rest), ones.double().quantile(rest)
+    return (odds.double() > low) & (odds.double() < high)
+
+
+def c21b(half: Tensor, ends: Tensor, fades: Tensor) -> Finding:
+    """C21b, something in between: holds if more than half of the pictures from half of each word's features are in
+    between, and a larger share than of the pictures from one word alone, both beyond the interval.
+
+    half, ends: (N,) `in_between` of the pictures at a = 1/2, and at a = 0 and 1.  fades: of half-and-half fades of two
+    real pictures; premise: more than half of these are in between, otherwise the judge cannot see it.
+    """
+    shares = [statistics.share(one) for one in (half, ends, fades)]
+    most, gain = shares[0] + -0.5, difference(*shares[:2])
+    text = (f"in between are {shares[0]:.2f} of the pictures from half of each, {shares[1]:.2f} of those from one word "
+            f"alone, {shares[2]:.2f} of real pictures faded into each other")  # fmt: skip
+    verdict = verdict_of(most, gain) if shares[2].low > 0.5 else "not testable here"
+    return Finding("C21b", verdict, text, {"share in between over 0.5": most, "over one word alone": gain})
