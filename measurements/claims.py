@@ -4,8 +4,8 @@
     python measurements/methods.py     step 1: every method on every subject, data/results/personalization.json
     python measurements/claims.py      step 2: this file; --fresh does its own experiments again
 
-C10 to C15 follow from step 1; C8 and C16 to C19 have experiments in experiments.py. The rules are in
-course_lib/evaluation/rules_methods.py, the same for this record and for the notebooks. The pairs of
+C10 to C15 follow from step 1; C8 and C16 to C19 have experiments in experiments.py, C21a and C21b in mixtures.py.
+The rules are in course_lib/evaluation/, the same for this record and for the notebooks. The pairs of
 C16 and C19 are those where the untouched model draws both nouns most often (`pairs`, `chosen`), whatever the methods
 do. This choice replaced an earlier one, mochi and tilly (a cat and a teapot), where that model draws two cats.
 """
@@ -15,6 +15,7 @@ import json
 from pathlib import Path
 
 import experiments
+import mixtures
 import records
 import torch
 from methods import SUBJECTS, Sampler, kind_of
@@ -23,6 +24,8 @@ from torch import Tensor
 from course_lib.environment import RESULTS
 from course_lib.evaluation import rules_methods
 from course_lib.evaluation.claims import CLAIMS, Finding, not_yet
+
+SINGLE = experiments.SINGLE | {"mixtures": mixtures.mixtures}
 
 
 def moved_alike(change: dict, weights: dict[str, Tensor]) -> dict:
@@ -71,9 +74,10 @@ def from_methods(table: dict, weights: dict[str, Tensor]) -> list[Finding]:
 
 
 def from_experiments(done: dict, images: int) -> list[Finding]:
-    """C8 and C16 to C19, of the experiments that are done."""
+    """C8, C16 to C19, C21a and C21b, of the experiments that are done."""
     found = [Finding("C8", **done["c8"])] if "c8" in done else []
     found += [rules_methods.c18(done["compound"], images)] if "compound" in done else []
+    found += mixtures.from_mixtures(done["mixtures"]) if "mixtures" in done else []
     if done.get("two_subjects"):
         scores = {names: pair["scores"] for names, pair in done["two_subjects"].items()}
         merges = [pair["merge"] for pair in done["two_subjects"].values()]
@@ -82,7 +86,7 @@ def from_experiments(done: dict, images: int) -> list[Finding]:
 
 
 def judged(done: dict, table: dict, sampler: Sampler) -> dict:
-    """The entries of all claims, C1 to C21, as the record keeps them."""
+    """The entries of all claims, C1 to C21b, as the record keeps them."""
     found = from_methods(table, sampler.weights) + from_experiments(done, sampler.args.images)
     known = {one.name: one for one in found}
     return {name: known.get(name, not_yet(name)).as_dict() for name in CLAIMS}
@@ -109,7 +113,7 @@ def main() -> None:
         result["claims"] = judged(done, table["rows"], sampler)
         records.write(args.out, result, measured)
 
-    for name, measure in experiments.SINGLE.items():
+    for name, measure in SINGLE.items():
         if name not in done:
             done[name] = measure(sampler)
             write()

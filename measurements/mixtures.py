@@ -1,0 +1,52 @@
+"""The experiment of C21a and C21b: pictures drawn from mixtures of two words' features, as the judge sees them.
+
+measurements/claims.py runs it if its record lacks it. The rules are in course_lib/evaluation/rules_models.py, and
+notebooks/06_stable_diffusion.ipynb does the same with fewer pictures.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from methods import Sampler
+from torch import Tensor
+
+from course_lib.evaluation import rules_models
+from course_lib.evaluation.claims import Finding
+from course_lib.evaluation.judge import ATTRIBUTES, answers
+from course_lib.toybox.world import render, sample_spec
+
+WORDS = ("cat", "tiger")
+SHARES, PICTURES, REAL = 7, 64, 500  # mixtures from all tiger to all cat, pictures of each, renderings of each noun
+
+
+def logits(sampler: Sampler, images: Tensor | np.ndarray) -> Tensor:
+    """(2, N): the judge's log-probabilities of WORDS."""
+    found = answers(sampler.scorer.judge, images)[0]["noun"].log_softmax(1).T
+    return found[[ATTRIBUTES["noun"].index(word) for word in WORDS]].cpu()
+
+
+def mixtures(sampler: Sampler) -> dict:
+    """Log-probabilities of both nouns, (2, N) each, for the mixtures, for real pictures, and for fades of these."""
+    sd, args = sampler.sd, sampler.args
+    cat, tiger = (sd.encode_prompt(f"a photo of a {word}") for word in WORDS)
+    noise, rows = sd.noise(PICTURES, seed=8), []
+    for a in torch.linspace(0, 1, SHARES).tolist():
+        images = sd.sample(a * cat + (1 - a) * tiger, x_T=noise, w=args.w, steps=args.steps, batch=16)
+        rows.append(logits(sampler, images.float()))
+    rng = np.random.default_rng(8)
+    specs = [sample_spec(rng, WORDS[0], relation=None, style="plain") for _ in range(REAL)]
+    real = [np.stack([render(replace(spec, noun=word), 64) for spec in specs]) for word in WORDS]
+    real.append((real[0] / 2 + real[1] / 2).astype(np.uint8))
+    found = {"mixtures": rows, "real": [logits(sampler, images) for images in real]}
+    return {key: [[[round(x, 3) for x in row] for row in one.tolist()] for one in rows] for key, rows in found.items()}
+
+
+def from_mixtures(done: dict) -> list[Finding]:
+    """C21a and C21b, from what `mixtures` returned."""
+    rows, real = torch.tensor(done["mixtures"]), torch.tensor(done["real"])  # (K, 2, N), (3, 2, M)
+    cats, tigers, fades = real[:, 0] - real[:, 1]
+    between = [rules_models.in_between(odds, cats, tigers) for odds in (*(rows[:, 0] - rows[:, 1]), fades)]
+    ends = torch.cat([between[0], between[-2]])
+    c21b = rules_models.c21b(between[len(rows) // 2], ends, between[-1])
+    return [rules_models.c21a(rows[:, 0].exp(), rows[:, 1].exp()), c21b]
