@@ -27,7 +27,7 @@ def logits(sampler: Sampler, images: Tensor | np.ndarray) -> Tensor:
 
 
 def mixtures(sampler: Sampler) -> dict:
-    """Log-probabilities of both nouns, (2, N) each, for the mixtures, for real pictures, and for fades of these."""
+    """Of the mixtures both log-probabilities, (K, 2, N); of real cats, tigers and their fades the log odds, (3, M)."""
     sd, args = sampler.sd, sampler.args
     cat, tiger = (sd.encode_prompt(f"a photo of a {word}") for word in WORDS)
     noise, rows = sd.noise(PICTURES, seed=8), []
@@ -38,14 +38,15 @@ def mixtures(sampler: Sampler) -> dict:
     specs = [sample_spec(rng, WORDS[0], relation=None, style="plain") for _ in range(REAL)]
     real = [np.stack([render(replace(spec, noun=word), 64) for spec in specs]) for word in WORDS]
     real.append((real[0] / 2 + real[1] / 2).astype(np.uint8))
-    found = {"mixtures": rows, "real": [logits(sampler, images) for images in real]}
-    return {key: [[[round(x, 3) for x in row] for row in one.tolist()] for one in rows] for key, rows in found.items()}
+    odds = [one - other for one, other in (logits(sampler, images) for images in real)]
+    found = {"mixtures": torch.stack(rows), "real": torch.stack(odds)}
+    return {key: values.double().mul(1000).round().div(1000).tolist() for key, values in found.items()}
 
 
 def from_mixtures(done: dict) -> list[Finding]:
     """C21a and C21b, from what `mixtures` returned."""
-    rows, real = torch.tensor(done["mixtures"]), torch.tensor(done["real"])  # (K, 2, N), (3, 2, M)
-    cats, tigers, fades = real[:, 0] - real[:, 1]
+    rows, real = torch.tensor(done["mixtures"]), torch.tensor(done["real"])
+    cats, tigers, fades = real
     between = [rules_models.in_between(odds, cats, tigers) for odds in (*(rows[:, 0] - rows[:, 1]), fades)]
     ends = torch.cat([between[0], between[-2]])
     c21b = rules_models.c21b(between[len(rows) // 2], ends, between[-1])

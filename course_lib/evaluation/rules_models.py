@@ -72,7 +72,7 @@ def c21a(p_one: Tensor, p_other: Tensor) -> Finding:
     verdict = "does not hold" if back else verdict_of(first, last)
     text = (f"the right noun is ahead of the other by {first:.2f} at one end and by {last:.2f} at the other; "
             f"{back or 'none'} of {len(lead) - 1} steps {'go' if back > 1 else 'goes'} back")  # fmt: skip
-    return Finding("C21a", verdict, text, {"one end": first, "the other end": last})
+    return Finding("C21a", verdict, text, {"lead at a = 0": first, "lead at a = 1": last})
 
 
 def in_between(odds: Tensor, ones: Tensor, others: Tensor, rest: float = 0.025) -> Tensor:
