@@ -70,7 +70,8 @@ def c21a(p_one: Tensor, p_other: Tensor) -> Finding:
     back = sum(statistics.mean(step).high < 0 for step in lead.diff(dim=0))
     first, last = statistics.mean(-lead[0]), statistics.mean(lead[-1])
     verdict = "does not hold" if back else verdict_of(first, last)
-    text = (f"the right noun is ahead of the other by {first:.2f} at one end and by {last:.2f} at the other; "
+    right = [int((lead[0] < 0).sum()), int((lead[-1] > 0).sum())]
+    text = (f"the right noun is ahead in {right[0]} and {right[1]} of {lead.shape[1]} pictures at the two ends; "
             f"{back or 'none'} of {len(lead) - 1} steps {'go' if back > 1 else 'goes'} back")  # fmt: skip
     return Finding("C21a", verdict, text, {"lead at a = 0": first, "lead at a = 1": last})
 
