@@ -220,8 +220,8 @@ def test_a_mixture_leads_from_one_word_to_the_other():
 
 
 def test_in_between_is_outside_of_what_real_pictures_reach():
-    cats, tigers = torch.linspace(2, 12, 201), torch.linspace(-12, -2, 201)
-    odds = torch.tensor([-9.0, -2.3, -2.2, 0.0, 2.2, 2.3, 9.0])
+    cats, tigers = torch.linspace(2, 12, 201), torch.linspace(-14, -4, 201)
+    odds = torch.tensor([-9.0, -4.3, -4.2, 0.0, 2.2, 2.3, 9.0])
     assert rules_models.in_between(odds, cats, tigers).tolist() == [False, False, True, True, True, False, False]
     assert rules_models.in_between(cats, cats, tigers).double().mean() == pytest.approx(0.025, abs=0.005)
 
