@@ -64,7 +64,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--earlier", type=Path, help="a record of earlier weights; its main row is kept beside the new")
     records.add_options(parser)
     args = parser.parse_args()
-    args.name = "toybox10" if args.toybox else "cifar10"
+    args.name, args.other = ("toybox10", "cifar10") if args.toybox else ("cifar10", "toybox10")
     args.model = args.model or CHECKPOINTS / f"ddpm-{args.name}"
     args.out = args.out or RESULTS / f"ddpm_{args.name}.json"
     return args
@@ -115,7 +115,9 @@ class Cifar10Sampler:
             frechet=round(frechet_distance(gaussian(features), self.real), 3),
             frechet_left_out=self.left_out(features),
             accuracy=round(right.value, 4), accuracy_ci95=round(right.half, 4),
-            diversity=round(diversity(features, labels), 3), seconds=round(seconds, 1),
+            diversity=round(diversity(features, labels), 3),
+            diversity_by_class=[round(diversity(features[labels == c], labels[labels == c]), 3) for c in range(10)],
+            seconds=round(seconds, 1),
         )  # fmt: skip
 
     def left_out(self, features: Tensor) -> list[float]:
@@ -207,6 +209,11 @@ def main() -> None:
         if one not in [tuple(row.get(name, "leading") for name in names) for row in solver_rows]:
             solver_rows.append(sampler.measure(args.n_sweep, 1.0, *one))
             write()
+    if "other" not in record:  # C2: the model of the other data set, scored as if it had been trained on these pictures
+        sampler.model = checkpoint.load(CHECKPOINTS / f"ddpm-{args.other}", sampler.device)
+        record["other"] = sampler.measure(args.n_sweep, 1.0, "ddim", args.steps)
+        sampler.model = checkpoint.load(args.model, sampler.device)
+        write()
     if "main" not in record:
         record["main"] = sampler.measure(args.n, args.w, "ddim", args.main_steps)
         write()

@@ -17,7 +17,7 @@ from accelerate.utils import broadcast_object_list
 from course_lib.environment import mixed_precision, on_cpu
 
 # Options that do not change the weights that come out. All others must be the same when a run is resumed.
-FREE = {"out", "ship", "minutes", "threads", "workers", "compile", "save_every", "log_every", "draw_steps",
+FREE = {"out", "ship", "minutes", "threads", "workers", "compile", "save_every", "log_every", "draw_steps", "score",
         "data", "exact", "parts"}  # fmt: skip
 
 

@@ -8,6 +8,7 @@ It can be stopped at any time (Ctrl-C, kill -9): the same command goes on from t
 """
 
 import argparse
+import functools
 
 import torch
 from command import command, common_arguments, new_accelerator
@@ -21,6 +22,8 @@ from course_lib.diffusion import checkpoint, guidance, samplers, schedule
 from course_lib.diffusion.ddpm import simple_loss
 from course_lib.diffusion.train import random_batch
 from course_lib.diffusion.unet import UNet
+from course_lib.environment import from_uint8
+from course_lib.evaluation import metrics
 
 LINEAR = schedule.linear()
 
@@ -35,6 +38,8 @@ def arguments() -> argparse.Namespace:
     add("--channels", type=int, nargs="+", default=[64, 128], help="channels of each level (default 64 128)")
     add("--patch", type=int, default=2, help="side of a patch of pixels that the network takes as one (default 2)")
     add("--compile", action="store_true", help="torch.compile the network: faster on a GPU")
+    add("--score", type=int, default=0, help="samples to measure at a save, 300 or more: held-out loss, class accuracy "
+        "and Fréchet distance go into the log and into provenance.json (default 0: none)")  # fmt: skip
     add("--draw-steps", type=int, default=25, help="DDIM steps of the samples at a save (default 25; 0: no samples)")
     return parser.parse_args()
 
@@ -66,17 +71,48 @@ def main() -> None:
         return simple_loss(lambda xt, t: network(xt, t, label), x0, LINEAR, generator, weighting="v")
 
     def on_save(step: int) -> dict:
-        path = args.out / f"samples_{step:06d}.png"
-        draw(run, args.draw_steps).save(path)
-        return dict(samples=path.name)
+        row = {}
+        if args.draw_steps:
+            row["samples"] = f"samples_{step:06d}.png"
+            draw(run, args.draw_steps).save(args.out / row["samples"])
+        return row | (scores(run, data, args.score) if args.score else {})
 
-    run.train(batch_loss, on_save if args.draw_steps else None)
+    run.train(batch_loss, on_save if args.draw_steps or args.score else None)
     if args.ship and accelerator.is_main_process:
         losses = [row["loss"] for row in run.rows() if "loss" in row]
+        curve = [row for row in run.rows() if "held_out_loss" in row]
         checkpoint.save(run.ema.model, args.ship, dict(
             made_by="training/ddpm_cifar10.py", data=f"{data.name} ({data.source})", schedule="linear", T=LINEAR.T,
-            **run.facts(), weighting="v", last_losses=losses[-5:],
+            **run.facts(), weighting="v", last_losses=losses[-5:], curve=curve,
         ))  # fmt: skip
+
+
+@torch.no_grad()
+def scores(run: Run, data: cifar10.Dataset, n: int, parts: int = 10) -> dict:
+    """The loss on held-out pictures (in 10 parts), and the class accuracy and Fréchet distance of n samples (w = 1)."""
+    model, losses, label = run.ema.model, [], torch.arange(n, device=run.device) % 10
+    x_T = torch.randn(n, 3, 32, 32, generator=torch.Generator().manual_seed(2)).to(run.device)
+    with run.accelerator.autocast():
+        for k in range(parts):
+            held = from_uint8(data.test_images[200 * k : 200 * (k + 1)]).to(run.device)
+            labels = data.test_labels[200 * k : 200 * (k + 1)].to(run.device)
+            generator = torch.Generator(run.device).manual_seed(k)
+            eps_model = functools.partial(model, label=labels)
+            losses.append(round(simple_loss(eps_model, held, LINEAR, generator, weighting="v").item(), 5))
+        x0 = torch.cat([
+            samplers.last(samplers.ddim(guidance.guided(model, label[k : k + 100], w=1), x_T[k : k + 100], LINEAR, 20))
+            for k in range(0, n, 100)
+        ]).float()  # fmt: skip
+    name = "classifier-toybox10" if data.name == "Toybox-10" else "classifier-cifar10"
+    classifier, real = metrics.load_classifier(run.device, name)
+    features, logits = metrics.features_and_logits(classifier, x0)
+    part, kept = torch.arange(n) // 10 % parts, range(parts)
+    left_out = [metrics.frechet_distance(metrics.gaussian(features[part != k]), real) for k in kept]
+    return dict(
+        held_out_loss=losses, accuracy=metrics.accuracy(logits, label.cpu()),
+        frechet=round(metrics.frechet_distance(metrics.gaussian(features), real), 3),
+        frechet_left_out=[round(one, 3) for one in left_out], samples_scored=n,
+    )  # fmt: skip
 
 
 def draw(run: Run, steps: int) -> Image.Image:
