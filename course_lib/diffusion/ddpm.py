@@ -43,7 +43,7 @@ def eps_from_v(xt: Tensor, t: Tensor | int, v: Tensor, schedule: Schedule) -> Te
 
     eps = sqrt(1 - alpha_bar_t) x_t + sqrt(alpha_bar_t) v.  Source: Salimans & Ho 2022, appendix D.
     Shapes as in q_sample; computed in the precision of x_t, since half precision is too coarse.
-    Derived in: notebooks/01_ddpm_training.ipynb, section "The network, piece by piece".
+    Derived in: notebooks/01_ddpm_training.ipynb, section "Predicting eps, or v".
     """
     alpha_bar = schedule.at(t, xt)
     return (1 - alpha_bar).sqrt() * xt + alpha_bar.sqrt() * v
