@@ -70,6 +70,40 @@ def toybox() -> str:
     return table(*rows) + f"\n\n{note}"
 
 
+def pairs() -> str:
+    """Two objects in one picture: drawn by the Toybox model, and real renderings of the same prompts."""
+    result, rows = read("toybox_sd.json"), [("prompts", "pictures", "both nouns", "with their own colours")]
+    for relation, found in result["pairs"].items():
+        for label, row in (("drawn", found["drawn"]), ("real renderings", found["real"])):
+            own = row["own colours" if "own colours" in row else "own colour"]
+            cells = ["{value:.1%} ({low:.0%} to {high:.0%})".format(**one) for one in (row["both nouns"], own)]
+            rows.append((f'{row["both nouns"]["n"]} × "{relation}"', label, *cells))
+    note = (
+        'Colours: for "next to" both nouns are found in their halves of the picture, each in its colour; for "on" the '
+        "upper object has its own colour. Measured by `python measurements/two_objects.py`: random pairs of nouns, "
+        f"w = {found['w']:g}, {found['device']}, {found['date']}."
+    )
+    return table(*rows) + f"\n\n{note}"
+
+
+def pointing() -> str:
+    """How well the attention of a word covers what it names, at each layer size."""
+    result = read("pointing.json")
+    sizes = result["t"]["300"]
+    rows = [("word", *(f"{size}×{size} layers" for size in sizes))]
+    for word in [name for name in next(iter(sizes.values())) if name != "attention"]:
+        cells = [f"{estimate(one[word]['area']):.3f} (other mask: {one[word]['shuffled']['value']:.2f})"
+                 for one in sizes.values()]  # fmt: skip
+        rows.append((word, *cells))
+    note = (
+        f"Area under the curve at t = 300, over {result['renderings']} renderings whose masks are known; .5 is chance. "
+        "In brackets: the same map against the mask of another rendering, whose object is near the middle too. "
+        f"Measured by `python measurements/pointing.py`: seed {result['seed']}, {result['dtype']}, {result['device']}, "
+        f"{result['date']}."
+    )
+    return table(*rows) + f"\n\n{note}"
+
+
 def scores() -> str:
     """What each score measures."""
     rows = [(name, words.replace("<", "\\<")) for name, words in SCORES.values()]  # or it would be read as HTML
