@@ -82,8 +82,8 @@ def heun(eps_model: EpsModel, x_T: Tensor, schedule: Schedule, steps: int = 25, 
     Source: Karras et al. 2022, Algorithm 1 (without churn).  Two evaluations per step; one in a step to t = 0 or 1.
     Arguments as in `ddpm`; it is deterministic, so `generator` is not used.
     Differs from the paper: the times are the schedule's; with `spacing="karras"` they are the paper's, rounded. A step
-    to t = 1 is Euler's as well as the one to 0: at t = 1 a network cannot tell what is left of the noise, answers
-    eps_hat near 0, and the average would remove only half of it.
+    to t = 1 is Euler's as well as the one to 0: at t = 1 a network finds only a part c of the small noise again (the
+    notebook measures c), and the average would remove only (1 + c) / 2 of the noise of that step.
     Derived in: notebooks/02_ddpm_sampling.ipynb, section "A better solver".
     """
     times = schedule.times(steps)
