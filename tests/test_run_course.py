@@ -122,3 +122,5 @@ def test_a_failed_notebook_keeps_its_record(monkeypatch, tmp_path):
     run_course.merge_record({"profile": "cpu", "date": "2026-01-02", "notebooks": second})
     kept = run_course.recorded("cpu")["notebooks"]
     assert [(row["seconds"], row["date"]) for row in kept] == [(1.0, "2026-01-01"), (2.0, "2026-01-02")]
+    speed = run_course.recorded("cpu")["ms_per_evaluation"]
+    assert 0 < speed < 60_000  # notebook 00 scales the minutes of the record by it

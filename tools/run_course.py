@@ -74,6 +74,23 @@ def conditions():
     }
 
 
+def ms_per_evaluation():
+    """Milliseconds per picture that the CIFAR-10 network takes here, timed as in notebook 00: the fastest of six."""
+    import torch  # here, so that --help is quick
+
+    from course_lib.diffusion import checkpoint
+
+    device, seconds = environment.device(), []
+    model = checkpoint.load(environment.CHECKPOINTS / "ddpm-cifar10", device)
+    xt = torch.randn(environment.pick(smoke=4, cpu=32, gpu=256), 3, 32, 32).to(device)
+    for _ in range(6):
+        start = time.perf_counter()
+        with torch.no_grad(), environment.autocast(device):
+            model(xt, 500).sum().item()
+        seconds.append(time.perf_counter() - start)
+    return round(1000 * min(seconds) / len(xt), 3)
+
+
 def recorded(profile):
     """data/results/course_<profile>.json, the runs that wrote the notebooks' outputs, or None."""
     path = REPO / "data" / "results" / f"course_{profile}.json"
@@ -88,7 +105,8 @@ def merge_record(report):
     new = [row | {"date": report["date"]} for row in report["notebooks"] if row["ok"]]
     rows = {row["notebook"]: row for row in [*earlier, *new]}
     path.parent.mkdir(parents=True, exist_ok=True)
-    merged = {**report, "notebooks": [rows[name] for name in sorted(rows)]}
+    speed = {"ms_per_evaluation": ms_per_evaluation()}
+    merged = {**report, **speed, "notebooks": [rows[name] for name in sorted(rows)]}
     path.write_text(json.dumps(merged, indent=1) + "\n", encoding="utf-8")
 
 
