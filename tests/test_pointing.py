@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from course_lib.editing.attention import relative_maps
+from course_lib.editing.attention import by_word, relative_maps
 from course_lib.environment import CHECKPOINTS
 from course_lib.evaluation import pointing
 from course_lib.latent import stable_diffusion, text
@@ -110,3 +110,13 @@ def test_maps_of_a_rendering_are_those_of_one_pass(sd):
     plain = pointing.kind_maps(maps[0], sd.tokenizer, specs[0], relative=False)
     close(plain["noun"], maps[0, at].sum(0))
     assert set(pointing.kind_maps(maps[0], sd.tokenizer, specs[0])) == set(pointing.KINDS)
+
+
+def test_every_place_of_a_word_counts_once_in_relative_maps():
+    """Of "a", "hat", "a": the mean over words is over three maps, and each map over its own mean."""
+    maps = torch.rand(4, 4, 4, generator=torch.Generator().manual_seed(0)) + 0.1
+    found = relative_maps(by_word(maps, [("a", [0]), ("hat", [1, 2]), ("a", [3])]))
+    assert list(found) == ["a", "hat", "a (2)"]
+    first, hat, second = (m / m.mean() for m in (maps[0], maps[1] + maps[2], maps[3]))
+    close(found["hat"], 3 * hat / (first + hat + second))
+    close(found["a (2)"], 3 * second / (first + hat + second))

@@ -1,12 +1,13 @@
 """Read and change attention: every softmax of a UNet passes through a function of yours.
 
-Derived in: notebooks/06_stable_diffusion.ipynb, section "Where each word looks".
+Derived in: notebooks/06_stable_diffusion.ipynb, section "Where each word's attention lies".
 
 Fast attention does not store its probabilities. Inside `attention_hook` they are computed step by step instead, so
 that they can be read or replaced; afterwards the network is as before.
 """
 
-from collections.abc import Callable, Hashable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -30,7 +31,7 @@ def attention_hook(unet: nn.Module, fn: Hook) -> Iterator[None]:
     The old processors are restored, also after an error.  The whole (Q, K) table is stored: half a gigabyte for each
     picture in the largest layer of Stable Diffusion 1 at 512 pixels.
     Raises ValueError if there is no attention layer, if one is not plain attention, or if fn returns another shape.
-    Derived in: notebooks/06_stable_diffusion.ipynb, section "Where each word looks".
+    Derived in: notebooks/06_stable_diffusion.ipynb, section "Where each word's attention lies".
     """
     before = dict(getattr(unet, "attn_processors", {}))
     if not before:
@@ -94,7 +95,7 @@ class AttentionMaps:
     """A function for `attention_hook` that only reads: the mean of the cross-attention at one resolution.
 
     side: of the layers' latents, (side, side); layers of another size are ignored.
-    Derived in: notebooks/06_stable_diffusion.ipynb, section "Where each word looks".
+    Derived in: notebooks/06_stable_diffusion.ipynb, section "Where each word's attention lies".
     """
 
     def __init__(self, side: int = 16):
@@ -116,12 +117,26 @@ class AttentionMaps:
         return (self.total / self.count).transpose(1, 2).unflatten(-1, (self.side, self.side))
 
 
-def relative_maps(maps: dict[Hashable, Tensor]) -> dict[Hashable, Tensor]:
+def by_word(maps: Tensor, words: Sequence[tuple[str, list[int]]]) -> dict[str, Tensor]:
+    """The map of each word, the sum of those of its tokens: (..., L, h, w) to {word: (..., h, w)}.
+
+    words: as `text.words` returns them.  A word that comes again has an entry of its own: "a", then "a (2)".
+    Derived in: notebooks/05_latent_diffusion.ipynb, section "Cross-attention by hand".
+    """
+    found, count = {}, Counter()
+    for word, positions in words:
+        count[word] += 1
+        name = word if count[word] == 1 else f"{word} ({count[word]})"
+        found[name] = maps[..., positions, :, :].sum(dim=-3)
+    return found
+
+
+def relative_maps(maps: dict[str, Tensor]) -> dict[str, Tensor]:
     """Each word's map over its own mean, divided by the mean of these over all words.
 
     Above 1 a latent attends more to this word than to words in general. The outline that all words share cancels, and
     so does the weight of a word: "a" and "of" get many times the attention of "hat".
-    maps: {word: (..., h, w)} of one prompt, as `word_maps` returns.
+    maps: {word: (..., h, w)} of all words of one prompt, as `by_word` and `word_maps` return.
     Derived in: notebooks/05_latent_diffusion.ipynb, section "Cross-attention by hand".
     """
     scaled = {word: of_word / of_word.mean(dim=(-2, -1), keepdim=True) for word, of_word in maps.items()}
@@ -134,10 +149,10 @@ def word_maps(sd: StableDiffusion, prompt: str, x_T: Tensor | None = None, *, si
     """Draw a prompt and map the attention to each of its words, averaged over steps, heads and layers of one size.
 
     x_T: (B, C, h, w), the pictures' starting noise; None is one picture from `seed`.  The other arguments are those of
-    `sd.sample`.  Returns the pictures (B, 3, H, W) and {word: (B, side, side)}, the share of attention there, summed
-    over the word's tokens (and its places, if it occurs twice).  The maps of the negative prompt are left out.
+    `sd.sample`.  Returns the pictures (B, 3, H, W) and {word: (B, side, side)}, the share of attention there, see
+    `by_word`.  The maps of the negative prompt are left out.
     Raises ValueError if the UNet has no cross-attention at `side`, or at w = 0, where the prompt is not read.
-    Derived in: notebooks/06_stable_diffusion.ipynb, section "Where each word looks".
+    Derived in: notebooks/06_stable_diffusion.ipynb, section "Where each word's attention lies".
     """
     if w == 0:
         raise ValueError("w: expected a guidance scale other than 0, at which the prompt is not read")
@@ -146,7 +161,4 @@ def word_maps(sd: StableDiffusion, prompt: str, x_T: Tensor | None = None, *, si
     with attention_hook(sd.unet, seen):
         images = sd.sample(prompt, x_T=x_T, w=w, steps=steps, seed=seed, batch=len(x_T))
     maps = seen.mean()[-len(x_T) :]  # in a guided pair the prompt's half is the second
-    found = {}
-    for word, positions in text.words(sd.tokenizer, prompt):
-        found[word] = found.get(word, 0) + maps[:, positions].sum(dim=1)
-    return images, found
+    return images, by_word(maps, text.words(sd.tokenizer, prompt))

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from course_lib.editing.attention import AttentionMaps, attention_hook, relative_maps
+from course_lib.editing.attention import AttentionMaps, attention_hook, by_word, relative_maps
 from course_lib.environment import from_uint8
 from course_lib.latent import text
 from course_lib.latent.stable_diffusion import StableDiffusion
@@ -73,10 +73,11 @@ def kind_maps(maps: Tensor, tokenizer, spec: Spec, relative: bool = True) -> dic
 
     relative: to the words of the prompt, see `relative_maps`; else the plain shares of attention.
     """
-    words = [tuple(positions) for _, positions in text.words(tokenizer, describe(spec))]
-    found = {at: maps[list(at)].sum(dim=0) for at in words}
+    words = text.words(tokenizer, describe(spec))
+    found = by_word(maps, words)
     found = relative_maps(found) if relative else found
-    return {kind: found[tuple(at)] for kind, at in places(tokenizer, spec).items()}
+    at_place = {tuple(positions): of_word for (_, positions), of_word in zip(words, found.values(), strict=True)}
+    return {kind: at_place[tuple(positions)] for kind, positions in places(tokenizer, spec).items()}
 
 
 def area(scores: Tensor, mask: Tensor) -> float:

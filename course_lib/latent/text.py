@@ -62,7 +62,7 @@ def words(tokenizer, prompt: str) -> list[tuple[str, list[int]]]:
     """The words of a prompt, and the token positions of each: [("a", [1]), ("teapot", [2, 3]), ...].
 
     Position 0 is the start token. Punctuation marks are words of their own.
-    Derived in: notebooks/06_stable_diffusion.ipynb, section "Where each word looks".
+    Derived in: notebooks/06_stable_diffusion.ipynb, section "Where each word's attention lies".
     """
     ids = tokenizer(expand(tokenizer, prompt), truncation=True, max_length=tokenizer.model_max_length).input_ids
     added, found, begun = tokenizer.get_added_vocab(), [], []
