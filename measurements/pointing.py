@@ -5,7 +5,10 @@
 On 200 held-out renderings (one object with pattern and accessory, no person, plain style), noised to each time: the
 area under the ROC curve of a word's cross-attention map against the true mask of what it names, by the side of the
 layers, for the relative map ("area"), for the same and the mask of the next rendering ("shuffled"), and for the plain
-map. Also how the attention is divided among the start token, the words and the end tokens.
+map ("plain"). At t = 300 also for the plain map and the mask of the next rendering ("plain shuffled"), and for the
+relative maps of the other words of the prompt and the same mask: their mean ("other words"), the largest ("best other
+word"), and how often the word is above all of them ("first").
+Also how the attention is divided among the start token, the words and the end tokens.
 Then: which rows of the text features carry the colour? Pictures are drawn with some rows taken from the same prompt
 with another colour, and the judge names the colour.
 """
@@ -31,6 +34,7 @@ from course_lib.toybox.world import Spec
 
 TIMES = (100, 300, 500, 700, 900)
 SIDES = (4, 8, 16)
+MORE_AT = 300  # the time of the tables: there the other nulls, too
 
 
 def arguments() -> argparse.Namespace:
@@ -69,11 +73,19 @@ def areas(sd: StableDiffusion, specs: list[Spec], t: int, seed: int) -> dict:
                            for how in (True, False))  # fmt: skip
         shuffled = [*masks[1:], masks[0]]
         sources = {"area": (relative, masks), "shuffled": (relative, shuffled), "plain": (plain, masks)}
+        if t == MORE_AT:
+            sources["plain shuffled"] = (plain, shuffled)
+            others = [pointing.other_areas(m, sd.tokenizer, spec) for m, spec in zip(maps, specs, strict=True)]
         for kind in pointing.KINDS:
-            row[str(side)][kind] = {
-                name: statistics.mean([pointing.area(m[kind], mask[kind]) for m, mask in zip(*source)]).as_dict()
-                for name, source in sources.items()
-            }
+            found = {name: torch.tensor([pointing.area(m[kind], mask[kind]) for m, mask in zip(*source)])
+                     for name, source in sources.items()}  # fmt: skip
+            if t == MORE_AT:
+                found["other words"] = torch.tensor([np.mean(of_words[kind]) for of_words in others])
+                found["best other word"] = torch.tensor([max(of_words[kind]) for of_words in others])
+            row[str(side)][kind] = {name: statistics.mean(values).as_dict() for name, values in found.items()}
+            if t == MORE_AT:
+                first = found["area"] > found["best other word"]
+                row[str(side)][kind]["first"] = statistics.share(first).as_dict()
     return row
 
 

@@ -120,3 +120,16 @@ def test_every_place_of_a_word_counts_once_in_relative_maps():
     first, hat, second = (m / m.mean() for m in (maps[0], maps[1] + maps[2], maps[3]))
     close(found["hat"], 3 * hat / (first + hat + second))
     close(found["a (2)"], 3 * second / (first + hat + second))
+
+
+def test_the_other_words_are_those_that_do_not_name_the_mask(sd):
+    """The map of "in" alone lies on the hat: perfect there, below chance for the cat."""
+    spec = a_spec()
+    words, mask = text.words(sd.tokenizer, describe(spec)), pointing.masks(spec)["accessory"]
+    maps = torch.ones(32, 64, 64)
+    (place,) = next(at for word, at in words if word == "in")
+    maps[place] += mask
+    found = pointing.other_areas(maps, sd.tokenizer, spec)
+    assert [len(found[kind]) for kind in ("noun", "accessory", "scene")] == [len(words) - k for k in (3, 2, 1)]
+    assert max(found["accessory"]) == 1 and min(found["noun"]) < 0.5 < max(found["noun"])
+    assert found["colour"] == found["noun"] and found["accessory_colour"] == found["accessory"]

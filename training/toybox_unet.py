@@ -4,7 +4,8 @@
     python training/toybox_unet.py --start-from data/checkpoints/toybox-sd/unet --minutes 90     # from the shipped one
 
 Needs the autoencoder and the text encoder in --parts. The network is diffusers' UNet2DConditionModel with Stable
-Diffusion 1's layer names and noise schedule; it predicts v, as Stable Diffusion 2 does. The loss is notebook 01's.
+Diffusion 1's layer names and noise schedule; it predicts v, as Stable Diffusion 2 does at 768 pixels.
+The loss is notebook 01's.
 Latents are encoded once and kept in a file; a picture gets a new caption each time it is seen.
 On a GPU, add --compile --workers 8 and a larger batch.
 It can be stopped at any time (Ctrl-C, kill -9): the same command goes on from the last save.

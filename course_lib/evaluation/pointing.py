@@ -2,7 +2,8 @@
 
 True masks exist for renderings only, so these are encoded, noised to a time t, and read by the UNet once.
 
-Used by: notebooks/05_latent_diffusion.ipynb, section "Cross-attention by hand".
+Used by: notebooks/05_latent_diffusion.ipynb, section "Cross-attention by hand", and
+notebooks/06_stable_diffusion.ipynb, section "Where each word's attention lies".
 """
 
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ def masks(spec: Spec, size: int = 64) -> dict[str, Tensor]:
 
     The accessory is where the picture differs from the same one without it, the scene is all that the object leaves
     free, the noun is the rest. Colour and pattern count for the noun.  Without an accessory, its masks are empty.
+    A pixel differs if a channel does by more than 8 of 255: the accessory's edge is blended with what is behind it.
     """
     whole = torch.from_numpy(coverage(spec, size)) > 0.5
     bare = render(replace(spec, accessory=None), size).astype(int)
@@ -73,11 +75,30 @@ def kind_maps(maps: Tensor, tokenizer, spec: Spec, relative: bool = True) -> dic
 
     relative: to the words of the prompt, see `relative_maps`; else the plain shares of attention.
     """
+    found = _maps_by_place(maps, tokenizer, spec, relative)
+    return {kind: found[tuple(positions)] for kind, positions in places(tokenizer, spec).items()}
+
+
+def other_areas(maps: Tensor, tokenizer, spec: Spec) -> dict[str, list[float]]:
+    """For each kind of word the areas of the *other* words' relative maps against its mask: does its word stand out?
+
+    Other are all words of the prompt but the kinds with the same mask.  maps: of all tokens, (L, h, w).
+    """
+    at, of_kind, found = places(tokenizer, spec), masks(spec), _maps_by_place(maps, tokenizer, spec, True)
+    areas = {}
+    for group in (KINDS[:3], KINDS[3:5], KINDS[5:]):  # one mask each
+        named = [tuple(at[kind]) for kind in group if kind in at]
+        others = [area(of_word, of_kind[group[0]]) for place, of_word in found.items() if place not in named]
+        areas |= {kind: others for kind in group if kind in at}
+    return areas
+
+
+def _maps_by_place(maps: Tensor, tokenizer, spec: Spec, relative: bool) -> dict[tuple[int, ...], Tensor]:
+    """The map of each word of the full caption, by its token positions."""
     words = text.words(tokenizer, describe(spec))
     found = by_word(maps, words)
     found = relative_maps(found) if relative else found
-    at_place = {tuple(positions): of_word for (_, positions), of_word in zip(words, found.values(), strict=True)}
-    return {kind: at_place[tuple(positions)] for kind, positions in places(tokenizer, spec).items()}
+    return {tuple(positions): of_word for (_, positions), of_word in zip(words, found.values(), strict=True)}
 
 
 def area(scores: Tensor, mask: Tensor) -> float:
