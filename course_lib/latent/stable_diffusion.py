@@ -126,7 +126,8 @@ class StableDiffusion:
         """eps_hat of the UNet at our t in 1..T; diffusers counts from 0, so it gets t - 1, here and nowhere else.
 
         A network that predicts v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) z_0, as the Toybox model does (and Stable
-        Diffusion 2 at 768 pixels), is converted: eps = sqrt(1 - alpha_bar) z_t + sqrt(alpha_bar) v (Salimans & Ho 2022).
+        Diffusion 2 at 768 pixels), is converted: eps = sqrt(1 - alpha_bar) z_t + sqrt(alpha_bar) v.
+        Source: Salimans & Ho 2022, appendix D.
         zt: (B, C, h, w).  t: an int or (B,).  features: (N, L, D), each for B / N latents in a row.
         """
         t = t if torch.is_tensor(t) else torch.full((len(zt),), t, device=self.device)
