@@ -232,9 +232,21 @@ def test_in_between_is_outside_of_what_real_pictures_reach():
     (10, 2, 20, "not testable here"), (50, 2, 35, "not testable here"),  # the judge does not see fades
 ])  # fmt: skip
 def test_a_switch_is_not_in_between(half, ends, fades, verdict):
-    of_64 = [torch.arange(64) < count for count in (half, ends, fades)]
-    found = rules_models.c21b(*of_64)
+    half_, end, fades_ = (torch.arange(64) < count for count in (half, ends, fades))
+    found = rules_models.c21b(half_, torch.stack([end, end]), fades_)
     assert found.verdict == verdict and f"in between are {half / 64:.2f} " in found.measured
+
+
+def test_the_gain_over_one_word_is_counted_noise_by_noise():
+    """40 of 60 at a = 1/2 and 20 at each end: the interval depends on which noises these are; the last 20 of half's
+    80 have no end to compare with."""
+    half, ends = torch.arange(80) < 40, torch.arange(60) < 20
+    found = rules_models.c21b(half, torch.stack([ends, ends]), torch.ones(80))
+    gain = found.values["over one word alone"]
+    assert (gain.value, gain.n) == (pytest.approx(1 / 3), 60) and found.values["share in between over 0.5"].n == 80
+    apart = rules_models.c21b(half, torch.stack([ends.flip(0), ends.flip(0)]), torch.ones(80))
+    wide = apart.values["over one word alone"]
+    assert wide.value == pytest.approx(1 / 3) and wide.half > 1.5 * gain.half
 
 
 def test_verdicts_follow_from_intervals():

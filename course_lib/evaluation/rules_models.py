@@ -90,12 +90,13 @@ def c21b(half: Tensor, ends: Tensor, fades: Tensor) -> Finding:
     """C21b, something in between: holds if more than half of the pictures from half of each word's features are in
     between, and a larger share than of the pictures from one word alone, both beyond the interval.
 
-    half, ends: (N,) `in_between` of the pictures at a = 1/2, and at a = 0 and 1.  fades: of half-and-half fades of two
-    real pictures; premise: more than half of these are in between, otherwise the judge cannot see it.
+    half: (N,) `in_between` of the pictures at a = 1/2.  ends: (2, M), M <= N, at a = 0 and 1 from the first M of the
+    same noises, so these are compared noise by noise.  fades: of half-and-half fades of two real pictures; premise:
+    more than half of these are in between, otherwise the judge cannot see it.
     """
-    shares = [statistics.share(one) for one in (half, ends, fades)]
-    most, gain = shares[0] + -0.5, difference(*shares[:2])
-    text = (f"in between are {shares[0]:.2f} of the pictures from half of each, {shares[1]:.2f} of those from one word "
-            f"alone, {shares[2]:.2f} of real pictures faded into each other")  # fmt: skip
-    verdict = verdict_of(most, gain) if shares[2].low > 0.5 else "not testable here"
+    shares = [statistics.share(one) for one in (half, fades, *ends)]
+    most, gain = shares[0] + -0.5, statistics.paired(half[: ends.shape[1]].double(), ends.double().mean(0))
+    text = (f"in between are {shares[0]:.2f} of the pictures from half of each, {shares[2]:.2f} and {shares[3]:.2f} of "
+            f"those from one word alone, {shares[1]:.2f} of real pictures faded into each other")  # fmt: skip
+    verdict = verdict_of(most, gain) if shares[1].low > 0.5 else "not testable here"
     return Finding("C21b", verdict, text, {"share in between over 0.5": most, "over one word alone": gain})
