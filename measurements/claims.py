@@ -16,6 +16,7 @@ from pathlib import Path
 
 import experiments
 import mixtures
+import part1
 import records
 import torch
 from methods import SUBJECTS, Sampler, kind_of
@@ -87,7 +88,8 @@ def from_experiments(done: dict, images: int) -> list[Finding]:
 
 def judged(done: dict, table: dict, sampler: Sampler) -> dict:
     """The entries of all claims, C1 to C21b, as the record keeps them."""
-    found = from_methods(table, sampler.weights) + from_experiments(done, sampler.args.images)
+    found = [*part1.findings(), *from_methods(table, sampler.weights)]
+    found += from_experiments(done, sampler.args.images)
     known = {one.name: one for one in found}
     return {name: known.get(name, not_yet(name)).as_dict() for name in CLAIMS}
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import claims as claims_measurement
 import experiments
 import nbformat
+import part1
 import plateau
 import pytest
 import torch
@@ -309,7 +310,7 @@ def test_the_shipped_verdicts_follow_from_the_shipped_rows():
     with pytest.MonkeyPatch.context() as patch:  # the base model's weights matter for C14's explanation only
         patch.setattr(claims_measurement, "moved_alike", lambda *_: dict(step={}, correlation=0.0))
         found = claims_measurement.from_methods(table["rows"], weights)
-    found += claims_measurement.from_experiments(record["experiments"], record["images"])
+    found += claims_measurement.from_experiments(record["experiments"], record["images"]) + part1.findings()
     for one in found:
         entry = record["claims"][one.name]
         assert (entry["verdict"], entry["measured"]) == (one.verdict, one.measured), one.name
