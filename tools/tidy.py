@@ -33,8 +33,9 @@ def tidy(nb):
         streams, kept = {}, []
         # A bar arrives in pieces, between prints too: one stream each is joined before looking for its last state.
         for out in cell.get("outputs", []):
-            if "image/png" in out.get("data", {}):
-                out.data.pop("application/vnd.jupyter.widget-view+json", None)
+            control = out.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+            if control and "image/png" not in out.data:  # a progress bar: nothing is left of it
+                continue
             if out.get("name") in streams:
                 streams[out.name].text += out.text
                 continue
