@@ -39,6 +39,13 @@ def data_file(folder):
     return path
 
 
+def arrays(folder):
+    """Pictures (N, 3, 32, 32) and labels of a training, and of 40 held-out ones."""
+    with np.load(data_file(folder)) as file:
+        images, labels = file["train_images"].transpose(0, 3, 1, 2).copy(), file["train_labels"]
+    return images, labels, images[:40], labels[:40]
+
+
 def options(data, out, steps, **more):
     more = {"log-every": 2, "save-every": 0, "draw-steps": 0, "minutes": 5, **more}
     tiny = "--channels 32 32 --batch-size 4 --precision no --threads 1".split()
@@ -154,6 +161,20 @@ def test_the_script_ships_what_it_averaged_and_draws(tmp_path, script):
     )
     kept = "schedule T batch_size lr ema precision minutes device threads torch date weighting last_losses files"
     assert set(kept.split()) | {"seed", "started_from"} <= set(note) and len(note["last_losses"]) == 3
+
+
+def test_a_run_may_measure_its_samples(tmp_path, script, monkeypatch):
+    data = cifar10.Dataset("Toybox-10", "a test", (), *map(torch.as_tensor, arrays(tmp_path)))
+    monkeypatch.setattr(cifar10, "toybox10", lambda: data)
+    arguments = [*options("-", tmp_path / "run", 2, score=160), "--toybox", "--ship", str(tmp_path / "shipped")]
+    script("ddpm_cifar10", arguments)
+    curve = json.loads((tmp_path / "shipped" / "provenance.json").read_text())["curve"]
+    assert [row["step"] for row in curve] == [1, 2]
+    for row in curve:
+        assert len(row["held_out_loss"]) == len(row["frechet_left_out"]) == 10
+        assert all(0.1 < loss < 10 for loss in row["held_out_loss"]) and 0 <= row["accuracy"] <= 1
+        assert min(row["frechet_left_out"]) < row["frechet"] < max(row["frechet_left_out"]) + 50
+    assert torch.tensor(curve[0]["held_out_loss"]).std() > 0
 
 
 def test_a_shipped_model_is_a_start(tmp_path, script):

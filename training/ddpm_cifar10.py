@@ -93,12 +93,14 @@ def scores(run: Run, data: cifar10.Dataset, n: int, parts: int = 10) -> dict:
     model, losses, label = run.ema.model, [], torch.arange(n, device=run.device) % 10
     x_T = torch.randn(n, 3, 32, 32, generator=torch.Generator().manual_seed(2)).to(run.device)
     with run.accelerator.autocast():
-        for k in range(parts):
-            held = from_uint8(data.test_images[200 * k : 200 * (k + 1)]).to(run.device)
-            labels = data.test_labels[200 * k : 200 * (k + 1)].to(run.device)
+        held = zip(
+            data.test_images[:2000].tensor_split(parts), data.test_labels[:2000].tensor_split(parts), strict=True
+        )
+        for k, (pictures, labels) in enumerate(held):
+            eps_model = functools.partial(model, label=labels.to(run.device))
             generator = torch.Generator(run.device).manual_seed(k)
-            eps_model = functools.partial(model, label=labels)
-            losses.append(round(simple_loss(eps_model, held, LINEAR, generator, weighting="v").item(), 5))
+            x = from_uint8(pictures).to(run.device)
+            losses.append(round(simple_loss(eps_model, x, LINEAR, generator, weighting="v").item(), 5))
         x0 = torch.cat([
             samplers.last(samplers.ddim(guidance.guided(model, label[k : k + 100], w=1), x_T[k : k + 100], LINEAR, 20))
             for k in range(0, n, 100)
