@@ -4,6 +4,8 @@ Derived in: notebooks/04_autoencoder.ipynb.
 
 It compresses a picture to 16x16 latents of a few channels. Stable Diffusion's large autoencoder is built of the same
 pieces, with attention and two more losses.
+The Toybox model does not use this one: its encoder is a fixed linear map, and only its decoder was trained, see
+training/toybox_vae.py.
 """
 
 import torch
