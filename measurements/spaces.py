@@ -1,16 +1,16 @@
-"""Claim C4: one small UNet trained on pixels, on folded pixels and on latents, for equal times. Writes spaces.json.
+"""Claim C4: one small UNet trained on pixels, plain and folded, and on latents, for equal times. Writes spaces.json.
 
     OMP_NUM_THREADS=1 python measurements/spaces.py        writes data/results/spaces.json and spaces_samples.png
 
 The pictures are Toybox-10 at 64x64, the condition is the class. Network, loss, batch, rate and sampler are the same in
-the three spaces, which are trained in turn, mark by mark. The clock is the CPU time of this process with one thread, so
+all spaces, which are trained in turn, mark by mark. The clock is the CPU time of this process with one thread, so
 that other programs disturb it little; only training counts. At each mark the averaged network draws the same classes
 from the same noises, and the judge of the Toybox world reads the pictures:
     share       whose noun the judge names right, with Wilson's interval
     distance    Fréchet distance of its features to those of training pictures, along their main directions (a small
                 sample cannot fill all of them), with the interval of a jackknife
 `scale` holds both for pictures that are known: real test pictures, the same encoded and decoded, blurred, and noise.
-A seed that is in the record already is not trained again.
+A space that is in the record of a seed already is not trained again.
 """
 
 import argparse
@@ -63,10 +63,11 @@ class Space:
 
 @torch.no_grad()
 def spaces(sd: stable_diffusion.StableDiffusion, images: Tensor) -> dict[str, Space]:
-    """The three spaces of the same pictures, (N, 3, 64, 64) uint8. Latents are encoded here, once."""
+    """The spaces of the same pictures, (N, 3, 64, 64) uint8. Latents are encoded here, once."""
     z0 = torch.cat([sd.encode_image(from_uint8(part)) for part in images.split(64)])
     pixels = partial(Space, images, from_uint8, lambda x: x.clamp(-1, 1), 3)
-    return {"pixels": pixels(), "folded pixels": pixels(patch=sd.factor),  # as small a map as the latents
+    return {"pixels": pixels(), "folded by 2": pixels(patch=2),
+            "folded by 4": pixels(patch=sd.factor),  # as small a map as the latents
             "latents": Space(z0, lambda z: z, sd.decode, z0.shape[1], clip=False)}  # fmt: skip
 
 
@@ -227,8 +228,11 @@ def main() -> None:
     record.setdefault("encoding_seconds", round(time.process_time() - start, 1))
     args.samples.mkdir(parents=True, exist_ok=True)
     for seed in args.seeds:
-        if str(seed) not in record["runs"]:
-            record["runs"][str(seed)] = compare(where, labels, scale, sd.schedule, args, seed)
+        done = record["runs"].setdefault(str(seed), {})
+        missing = {name: space for name, space in where.items() if name not in done}
+        if missing:
+            rows = done | compare(missing, labels, scale, sd.schedule, args, seed)
+            record["runs"][str(seed)] = {name: rows[name] for name in where}
             records.write(args.out, record)
     first = [int((test_labels == k).nonzero()[0]) for k in range(CLASSES)]
     drawn = [torch.from_numpy(np.load(args.samples / f"{name}, seed {args.seeds[0]}.npy")) for name in where]

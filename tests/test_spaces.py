@@ -29,8 +29,8 @@ def world(tmp_path_factory):
 def test_each_space_holds_the_same_pictures(world):
     sd, images, _, where, _ = world
     x = from_uint8(images[:4])
-    assert list(where) == ["pixels", "folded pixels", "latents"]
-    for name in ("pixels", "folded pixels"):
+    assert list(where) == ["pixels", "folded by 2", "folded by 4", "latents"]
+    for name in ("pixels", "folded by 2", "folded by 4"):
         torch.testing.assert_close(where[name].to_x0(where[name].data[:4]), x, rtol=0, atol=0)
     z0 = where["latents"].to_x0(where["latents"].data[:4])
     assert z0.shape == (4, 12, 16, 16) and not where["latents"].clip
@@ -41,10 +41,10 @@ def test_each_space_holds_the_same_pictures(world):
 def test_the_networks_differ_only_where_they_meet_the_space(world):
     shapes = {name: {key: value.shape for key, value in measurement.network(space).state_dict().items()}
               for name, space in world[3].items()}  # fmt: skip
-    for name in ("folded pixels", "latents"):
+    for name in ("folded by 2", "folded by 4", "latents"):
         other = {key for key in shapes["pixels"] if shapes["pixels"][key] != shapes[name][key]}
         assert other == {"conv_in.weight", "conv_out.weight", "conv_out.bias"}
-    assert shapes["folded pixels"]["conv_in.weight"][1] == 48  # as small a map as the latents
+    assert shapes["folded by 4"]["conv_in.weight"][1] == 48  # as small a map as the latents
 
 
 def test_only_training_counts_and_training_learns(world):
@@ -102,8 +102,9 @@ def test_the_script_makes_what_is_missing_and_the_sheet(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["spaces.py", *options])
     measurement.main()
     rows = json.loads((tmp_path / "spaces.json").read_text())["runs"]["0"]
-    assert {name: len(marks) for name, marks in rows.items()} == {"pixels": 4, "folded pixels": 4, "latents": 4}
-    assert Image.open(tmp_path / "spaces_samples.png").size == (640, 320)
+    assert list(rows) == ["pixels", "folded by 2", "folded by 4", "latents"]
+    assert {len(marks) for marks in rows.values()} == {4}
+    assert Image.open(tmp_path / "spaces_samples.png").size == (640, 384)
     monkeypatch.setattr(measurement, "compare", None)  # all is there: not called again
     measurement.main()
     np.testing.assert_equal(json.loads((tmp_path / "spaces.json").read_text())["runs"]["0"], rows)
