@@ -49,24 +49,27 @@ def c4(runs: Sequence[dict[str, Sequence[dict]]], real: dict) -> Finding:
 
     Premise: in each run the judge names, of the better space's samples, at least DRAWN as many nouns right as of real
     pictures. Folded pixels do not decide: they show how much of the gain comes from the smaller map alone.
-    runs: for each seed, space ("pixels", "folded pixels", "latents") -> rows over time, as measurements/spaces.py
-    writes them: seconds, steps, and the scores share (of right nouns) and distance.  real: those of real pictures.
+    runs: for each seed, space ("pixels", "latents", other ways to hold pixels) -> rows over time, as
+    measurements/spaces.py writes them: seconds, steps, and the scores share (of right nouns) and distance.
+    real: both scores of real pictures.
     """
     ends = [{name: rows[-1] for name, rows in run.items()} for run in runs]
     time_and_steps = {name: [sum(end[name][key] for end in ends) for key in ("seconds", "steps")] for name in ends[0]}
     step = {name: seconds / steps for name, (seconds, steps) in time_and_steps.items()}
-    over = {other: [gain for end in ends for gain in _gains(end, other)] for other in ("pixels", "folded pixels")}
+    gains = {name: [gain for end in ends for gain in _gains(end, name)] for name in ends[0] if name != "latents"}
     drawn = min(max(end[name]["share"]["value"] for name in ("pixels", "latents")) for end in ends)
-    verdict = verdict_of(*over["pixels"]) if step["pixels"] > step["latents"] else "does not hold"
-    text, why = (
-        f"a step on {other} takes {step[other] / step['latents']:.1f} times as long as one on latents; after "
-        f"{ends[0][other]['seconds']:.0f} s each, latents against {other}: "
-        + "; ".join(f"nouns right {share:+.2f}, distance smaller by {distance:.1f}"
-                    for share, distance in zip(gains[::2], gains[1::2], strict=True))
-        for other, gains in over.items()
-    )  # fmt: skip
+    verdict = verdict_of(*gains["pixels"]) if step["pixels"] > step["latents"] else "does not hold"
+    texts = []
+    for name, both in gains.items():
+        better = "; ".join(f"{share:+.2f} of the nouns right, a distance smaller by {distance:.1f}"
+                           for share, distance in zip(both[::2], both[1::2], strict=True))  # fmt: skip
+        where, times = name if name == "pixels" else f"pixels {name}", step[name] / step["latents"]
+        texts.append(f"a step on {where} takes {times:.1f} times as long as one on latents; after "
+                     f"{ends[0][name]['seconds']:.0f} s of training each, latents have {better}")  # fmt: skip
     enough = drawn >= DRAWN * real["share"]["value"]
-    return Finding("C4", verdict if enough else "not testable here", text, dict(seconds_of_a_step=step), why)
+    text = f"{texts[0]}. For comparison: {'; '.join(texts[1:])}"
+    values = {"nouns right": gains["pixels"][0], "distance": gains["pixels"][1], "seconds_of_a_step": step}
+    return Finding("C4", verdict if enough else "not testable here", text, values)
 
 
 def _gains(end: dict[str, dict], other: str) -> tuple[Estimate, Estimate]:
