@@ -8,6 +8,7 @@ C10 to C15 follow from step 1; C8 and C16 to C19 have experiments in experiments
 The rules are in course_lib/evaluation/, the same for this record and for the notebooks. The pairs of
 C16 and C19 are those where the untouched model draws both nouns most often (`pairs`, `chosen`), whatever the methods
 do. This choice replaced an earlier one, mochi and tilly (a cat and a teapot), where that model draws two cats.
+C4 follows from data/results/spaces.json, which measurements/spaces.py writes.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from methods import SUBJECTS, Sampler, kind_of
 from torch import Tensor
 
 from course_lib.environment import RESULTS
-from course_lib.evaluation import rules_methods
+from course_lib.evaluation import rules_methods, rules_models
 from course_lib.evaluation.claims import CLAIMS, Finding, not_yet
 
 SINGLE = experiments.SINGLE | {"mixtures": mixtures.mixtures}
@@ -86,9 +87,17 @@ def from_experiments(done: dict, images: int) -> list[Finding]:
     return found
 
 
+def from_spaces(path: Path = RESULTS / "spaces.json") -> list[Finding]:
+    """C4, from the record of measurements/spaces.py."""
+    if not path.is_file():
+        return []
+    record = json.loads(path.read_text(encoding="utf-8"))
+    return [rules_models.c4(list(record["runs"].values()), record["scale"]["real"])]
+
+
 def judged(done: dict, table: dict, sampler: Sampler) -> dict:
     """The entries of all claims, C1 to C21b, as the record keeps them."""
-    found = [*part1.findings(), *from_methods(table, sampler.weights)]
+    found = [*part1.findings(), *from_spaces(), *from_methods(table, sampler.weights)]
     found += from_experiments(done, sampler.args.images)
     known = {one.name: one for one in found}
     return {name: known.get(name, not_yet(name)).as_dict() for name in CLAIMS}

@@ -195,12 +195,33 @@ def test_the_rules_of_the_base_models():
     assert rules_models.c3(near, far).values == {"accuracy gain": near, "diversity loss": far}
 
 
-def test_noise_is_not_ranked():
-    step, near, far = dict(pixels=10.0, latents=1.0), Estimate(20, 18, 22, 96), Estimate(40, 38, 42, 96)
-    assert rules_models.c4(step, dict(pixels=far, latents=near), floor=15).verdict == "holds"
-    assert rules_models.c4(step, dict(pixels=near, latents=far), floor=15).verdict == "does not hold"
-    assert rules_models.c4(dict(pixels=1.0, latents=2.0), dict(pixels=far, latents=near), 15).verdict == "does not hold"
-    assert rules_models.c4(step, dict(pixels=far, latents=near), floor=2).verdict == "not testable here"
+def space(seconds, share, distance):
+    """The rows of a space in the record of C4: one mark."""
+    scores = {"share": (share, 0.05), "distance": (distance, 5)}
+    found = {key: Estimate(value, value - half, value + half, 100).as_dict() for key, (value, half) in scores.items()}
+    return [dict(seconds=seconds, steps=100) | found]
+
+
+@pytest.mark.parametrize(
+    ("pixels", "latents", "verdict"),
+    [
+        ((100, 0.3, 90), (10, 0.8, 40), "holds"),
+        ((100, 0.8, 40), (10, 0.3, 90), "does not hold"),  # cheaper and worse
+        ((10, 0.3, 90), (100, 0.8, 40), "does not hold"),  # better and dearer
+        ((100, 0.3, 90), (10, 0.8, 95), "cannot tell"),  # one score alone
+        ((100, 0.1, 90), (10, 0.4, 40), "not testable here"),  # neither draws pictures
+    ],
+)
+def test_latents_have_to_be_cheaper_and_better(pixels, latents, verdict):
+    real = space(0, 1.0, 8)[0]
+    run = {"pixels": space(*pixels), "folded by 4": space(10, 0.5, 70), "latents": space(*latents)}
+    good = {"pixels": space(100, 0.3, 90), "folded by 4": space(10, 0.5, 70), "latents": space(10, 0.8, 40)}
+    assert rules_models.c4([run], real).verdict == rules_models.c4([good, run], real).verdict == verdict
+    found = rules_models.c4([good], real)
+    assert found.values["seconds_of_a_step"] == {"pixels": 1.0, "folded by 4": 0.1, "latents": 0.1}
+    assert found.values["nouns right"].value == pytest.approx(0.5) and found.values["distance"].value == 50
+    assert "takes 10.0 times as long" in found.measured and "+0.50 ± 0.07 of the nouns right" in found.measured
+    assert "pixels folded by 4 takes 1.0 times as long" in found.measured and "smaller by 30.0 ± 7.1" in found.measured
 
 
 def test_a_mixture_leads_from_one_word_to_the_other():
@@ -311,6 +332,7 @@ def test_the_shipped_verdicts_follow_from_the_shipped_rows():
         patch.setattr(claims_measurement, "moved_alike", lambda *_: dict(step={}, correlation=0.0))
         found = claims_measurement.from_methods(table["rows"], weights)
     found += claims_measurement.from_experiments(record["experiments"], record["images"]) + part1.findings()
+    found += claims_measurement.from_spaces()
     for one in found:
         entry = record["claims"][one.name]
         assert (entry["verdict"], entry["measured"]) == (one.verdict, one.measured), one.name
