@@ -89,6 +89,23 @@ def pairs() -> str:
     return table(*rows) + f"\n\n{note}"
 
 
+def spaces() -> str:
+    """One UNet trained for equal times on pixels and on latents: what its samples are worth at each mark."""
+    result = read("spaces.json")
+    run = next(iter(result["runs"].values()))
+    marks = [f"after {row['seconds']:.0f} s" for row in next(iter(run.values()))]
+    rows = [("space", "steps in all", *(f"nouns right {mark}" for mark in marks), "distance at the end")]
+    for name, found in run.items():
+        shares = [f"{row['share']['value']:.2f}" for row in found]
+        rows.append((name, f"{found[-1]['steps']:,}", *shares, f"{estimate(found[-1]['distance']):.0f}"))
+    real = result["scale"]["real"]
+    rows.append(("real test pictures", "", *[""] * (len(marks) - 1), f"{real['share']['value']:.2f}",
+                 f"{estimate(real['distance']):.0f}"))  # fmt: skip
+    note = (f"Measured by `python measurements/spaces.py`: seconds of CPU time of the training, one thread, seed 0, "
+            f"{run['latents'][-1]['share']['n']} samples a mark, {result['device']}, {result['date']}.")  # fmt: skip
+    return table(*rows) + f"\n\n{note}"
+
+
 def pointing() -> str:
     """How well the attention of a word covers what it names, at each layer size."""
     result = read("pointing.json")
