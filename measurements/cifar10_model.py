@@ -32,6 +32,7 @@ from course_lib.evaluation.metrics import (
     diversity,
     features_and_logits,
     frechet_distance,
+    frechet_left_out,
     gaussian,
     load_classifier,
 )
@@ -41,7 +42,6 @@ GUIDANCE = (0.0, 1.0, 1.5, 2.0, 3.0, 5.0)
 SOLVERS = [("ddim", n, eta, "leading") for eta in (0.0, 1.0) for n in (5, 10, 25, 50)] + [
     ("heun", n, 0.0, spacing) for spacing in ("leading", "karras") for n in (3, 6, 13)
 ]
-PARTS = 10  # of the jackknife: intervals need n - n / PARTS > 256, the size of the feature space
 
 
 def arguments() -> argparse.Namespace:
@@ -114,20 +114,12 @@ class Cifar10Sampler:
             w=w, solver=solver, steps=steps, eta=eta, spacing=spacing, n=n,
             evaluations=evaluations(solver, self.schedules[spacing].times(steps)),
             frechet=round(frechet_distance(gaussian(features), self.real), 3),
-            frechet_left_out=self.left_out(features),
+            frechet_left_out=frechet_left_out(features, self.real),
             accuracy=round(right.value, 4), accuracy_ci95=round(right.half, 4),
             diversity=round(diversity(features, labels), 3),
             diversity_by_class=[round(diversity(features[labels == c], labels[labels == c]), 3) for c in range(10)],
             seconds=round(seconds, 1),
         )  # fmt: skip
-
-    def left_out(self, features: Tensor) -> list[float]:
-        """The distance without each tenth of the samples, for `statistics.jackknife`; [] if there are too few."""
-        n, D = features.shape
-        if n - n / PARTS <= D:
-            return []
-        part = torch.arange(n) // 10 % PARTS  # classes stay balanced
-        return [round(frechet_distance(gaussian(features[part != k]), self.real), 3) for k in range(PARTS)]
 
     def real_rows(self, data: cifar10.Dataset, n: int) -> dict:
         """What real pictures reach: the floor of the distance (at both sample sizes), accuracy, diversity."""

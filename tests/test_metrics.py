@@ -13,6 +13,7 @@ from course_lib.evaluation.metrics import (
     diversity,
     features_and_logits,
     frechet_distance,
+    frechet_left_out,
     gaussian,
     inception_fid,
     load_classifier,
@@ -143,3 +144,14 @@ def test_inception_fid_says_in_one_sentence_what_it_lacks(monkeypatch):
     with pytest.raises(ConnectionError, match=r"^Inception-FID needs `pip install -e .\[eval\]`.*Reason: ") as caught:
         inception_fid(pictures, pictures)
     assert "\n" not in str(caught.value) and caught.value.__suppress_context__
+
+
+def test_each_part_of_the_samples_is_left_out_once():
+    features = 10 * torch.randn(
+        200, 4, generator=torch.Generator().manual_seed(0)
+    )  # so that 3 decimals tell parts apart
+    real = gaussian(torch.randn(500, 4, generator=torch.Generator().manual_seed(1)))
+    found = frechet_left_out(features, real)
+    third = torch.cat([features[:20], features[30:120], features[130:]])  # without the third ten of each hundred
+    assert len(set(found)) == 10 and found[2] == round(frechet_distance(gaussian(third), real), 3)
+    assert frechet_left_out(features[:4], real) == []

@@ -108,12 +108,10 @@ def scores(run: Run, data: cifar10.Dataset, n: int, parts: int = 10) -> dict:
     name = "classifier-toybox10" if data.name == "Toybox-10" else "classifier-cifar10"
     classifier, real = metrics.load_classifier(run.device, name)
     features, logits = metrics.features_and_logits(classifier, x0)
-    part, kept = torch.arange(n) // 10 % parts, range(parts)
-    left_out = [metrics.frechet_distance(metrics.gaussian(features[part != k]), real) for k in kept]
     return dict(
         held_out_loss=losses, accuracy=metrics.accuracy(logits, label.cpu()),
         frechet=round(metrics.frechet_distance(metrics.gaussian(features), real), 3),
-        frechet_left_out=[round(one, 3) for one in left_out], samples_scored=n,
+        frechet_left_out=metrics.frechet_left_out(features, real, parts), samples_scored=n,
     )  # fmt: skip
 
 
