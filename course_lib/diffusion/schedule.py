@@ -7,7 +7,6 @@ from it. `alpha_bar` always has DDPM's meaning (the DDIM paper writes it alpha).
 """
 
 import math
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -36,6 +35,7 @@ class Schedule:
         if spacing not in SPACINGS:
             raise ValueError(f"spacing: expected one of {', '.join(SPACINGS)}, got {spacing!r}")
         self.alpha_bar, self.spacing = alpha_bar, spacing
+        self._copies: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     @property
     def T(self) -> int:
@@ -57,9 +57,10 @@ class Schedule:
         """sigma[t] = sqrt((1 - alpha_bar) / alpha_bar): noise per unit of signal, the time of the ODE samplers."""
         return ((1 - self.alpha_bar) / self.alpha_bar).sqrt()
 
-    @lru_cache(maxsize=8)  # noqa: B019  a schedule lives as long as the program, one small copy per device
     def _on(self, device: torch.device, dtype: torch.dtype) -> Tensor:
-        return self.alpha_bar.to(dtype).to(device)
+        if (device, dtype) not in self._copies:
+            self._copies[device, dtype] = self.alpha_bar.to(dtype).to(device)
+        return self._copies[device, dtype]
 
     def at(self, t: Tensor | int, like: Tensor) -> Tensor:
         """alpha_bar[t], shaped so that it multiplies a batch.
