@@ -62,10 +62,10 @@ class Variant:
             return dict(prior=dreambooth.prior_examples(sd, noun, PRIOR), prior_weight=self.prior_weight)
         return {}
 
-    def recipe(self, sd: StableDiffusion, name: str):
-        """The recipe, a context manager, for a subject such as "mochi"."""
+    def recipe(self, sd: StableDiffusion, name: str, **options):
+        """The recipe, a context manager, for a subject such as "mochi".  options: beside those of the variant."""
         noun = subjects.SUBJECTS[name].noun
-        return METHODS[self.method].recipe(sd, pictures_of(name), noun=noun, **self.options(sd, noun))
+        return METHODS[self.method].recipe(sd, pictures_of(name), noun=noun, **(self.options(sd, noun) | options))
 
     def name(self, noun: str) -> str:
         """The words for the subject in a prompt."""

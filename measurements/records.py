@@ -2,10 +2,13 @@
 
 import argparse
 import datetime
+import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 
 from course_lib import environment
 from course_lib.environment import device_name, sha256, write_whole
@@ -56,6 +59,37 @@ def start(path: Path, setting: dict, *tables: str, fresh: bool = False) -> dict:
     if fresh and path.is_file():
         path.replace(path.with_name(f"{path.name}.old"))
     return read(path, setting, *tables)
+
+
+def fill(path: Path, setting: dict, keys: tuple[str, ...], measure: Callable, *args, **options) -> object:
+    """What the record holds under these keys, such as ("rows", "mochi", "lora"); if missing, measured and written.
+
+    Several processes may fill one file: it is read again, under a lock, before something is added. What another process
+    has written meanwhile is kept.  Raises SystemExit as `read`.
+    """
+
+    def place(record: dict) -> dict:
+        for key in keys[:-1]:
+            record = record.setdefault(key, {})
+        return record
+
+    there = place(read(path, setting))
+    if keys[-1] not in there:
+        found = measure(*args, **options)
+        with _lock(path):
+            record = read(path, setting)
+            there = place(record)
+            if keys[-1] not in there:
+                there[keys[-1]] = found
+                write(path, record)
+    return there[keys[-1]]
+
+
+def _lock(path: Path) -> FileLock:
+    name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
+    folder = environment.cache_dir() / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / f"record-{name}.lock")
 
 
 def write(path: Path, record: dict, measured: bool = True) -> None:
