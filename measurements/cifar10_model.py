@@ -38,7 +38,7 @@ from course_lib.evaluation.metrics import (
 )
 from course_lib.evaluation.statistics import share
 
-GUIDANCE = (0.0, 1.0, 1.5, 2.0, 3.0, 5.0)
+GUIDANCE = (0.0, 1.0, 1.5, 2.0, 2.5, 3.0, 5.0)
 SOLVERS = [("ddim", n, eta, "leading") for eta in (0.0, 1.0) for n in (5, 10, 25, 50)] + [
     ("heun", n, 0.0, spacing) for spacing in ("leading", "karras") for n in (3, 6, 13)
 ]
@@ -56,7 +56,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--w", type=float, default=2.0, help="guidance scale of the main figure")
     parser.add_argument("--steps", type=int, default=20, help="DDIM steps of the guidance curve")
-    parser.add_argument("--main-steps", type=int, default=12, help="DDIM steps of the main figure")
+    parser.add_argument("--main-steps", type=int, default=20, help="DDIM steps of the main figure")
     parser.add_argument("--batch-size", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sheet", type=Path, help="measure nothing: write 80 samples of --model to this PNG")
