@@ -54,7 +54,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--n-sweep", type=int, default=500, help="samples of each point of the curves (> 256; intervals from 285)"
     )
-    parser.add_argument("--w", type=float, default=2.0, help="guidance scale of the main figure")
+    parser.add_argument("--w", type=float, help="guidance scale of the main figure (default: the one of the curve with "
+                        "the smallest distance), or of the sheet (default 2)")  # fmt: skip
     parser.add_argument("--steps", type=int, default=20, help="DDIM steps of the guidance curve")
     parser.add_argument("--main-steps", type=int, default=20, help="DDIM steps of the main figure")
     parser.add_argument("--batch-size", type=int, default=100)
@@ -163,7 +164,7 @@ def main() -> None:
     args = arguments()
     sampler = Cifar10Sampler(args)
     if args.sheet:
-        save_sheet(*sampler.samples(80, args.w, "ddim", args.steps), args.sheet, args.shuffled)
+        save_sheet(*sampler.samples(80, 2.0 if args.w is None else args.w, "ddim", args.steps), args.sheet, args.shuffled)
         return
     provenance = json.loads((args.model / "provenance.json").read_text())
     names = ("n", "n_sweep", "w", "steps", "main_steps", "batch_size")
@@ -208,7 +209,8 @@ def main() -> None:
         sampler.model = checkpoint.load(args.model, sampler.device)
         write()
     if "main" not in record:
-        record["main"] = sampler.measure(args.n, args.w, "ddim", args.main_steps)
+        best = min(guidance_rows, key=lambda row: row["frechet"])["w"] if args.w is None else args.w
+        record["main"] = sampler.measure(args.n, best, "ddim", args.main_steps)
         write()
     if is_main:
         print(json.dumps(record, indent=1))
