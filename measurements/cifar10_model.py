@@ -164,7 +164,8 @@ def main() -> None:
     args = arguments()
     sampler = Cifar10Sampler(args)
     if args.sheet:
-        save_sheet(*sampler.samples(80, 2.0 if args.w is None else args.w, "ddim", args.steps), args.sheet, args.shuffled)
+        w = 2.0 if args.w is None else args.w
+        save_sheet(*sampler.samples(80, w, "ddim", args.steps), args.sheet, args.shuffled)
         return
     provenance = json.loads((args.model / "provenance.json").read_text())
     names = ("n", "n_sweep", "w", "steps", "main_steps", "batch_size")
