@@ -1,5 +1,6 @@
 """The tables of RESULTS.md, as Markdown, from data/results/. Each public function is one table."""
 
+import itertools
 import json
 import statistics
 
@@ -99,14 +100,15 @@ def spaces() -> str:
     result = read("spaces.json")
     run = next(iter(result["runs"].values()))
     marks = [f"after {row['seconds']:.0f} s" for row in next(iter(run.values()))]
-    rows = [("space", "steps in all", *(f"nouns right {mark}" for mark in marks), "distance at the end")]
-    for name, found in run.items():
+    rows = [("space, training seed", "steps in all", *(f"nouns right {mark}" for mark in marks), "distance at the end")]
+    for name, seed in itertools.product(run, result["runs"]):
+        found = result["runs"][seed][name]
         shares = [f"{row['share']['value']:.2f}" for row in found]
-        rows.append((name, f"{found[-1]['steps']:,}", *shares, f"{estimate(found[-1]['distance']):.0f}"))
+        rows.append((f"{name}, {seed}", f"{found[-1]['steps']:,}", *shares, f"{estimate(found[-1]['distance']):.0f}"))
     real = result["scale"]["real"]
     rows.append(("real test pictures", "", *[""] * (len(marks) - 1), f"{real['share']['value']:.2f}",
                  f"{estimate(real['distance']):.0f}"))  # fmt: skip
-    note = (f"Measured by `python measurements/spaces.py`: seconds of CPU time of the training, one thread, seed 0, "
+    note = (f"Measured by `python measurements/spaces.py`: seconds of CPU time of the training, one thread, "
             f"{run['latents'][-1]['share']['n']} samples a mark, {result['device']}, {result['date']}.")  # fmt: skip
     return table(*rows) + f"\n\n{note}"
 
