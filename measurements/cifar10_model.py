@@ -58,6 +58,7 @@ def arguments() -> argparse.Namespace:
                         "the smallest distance), or of the sheet (default 2)")  # fmt: skip
     parser.add_argument("--steps", type=int, default=20, help="DDIM steps of the guidance curve")
     parser.add_argument("--main-steps", type=int, default=20, help="DDIM steps of the main figure")
+    parser.add_argument("--main-only", action="store_true", help="the main figure alone, at --w: for --earlier")
     parser.add_argument("--batch-size", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sheet", type=Path, help="measure nothing: write 80 samples of --model to this PNG")
@@ -66,6 +67,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--earlier", type=Path, help="a record of earlier weights; its main row is kept beside the new")
     records.add_options(parser)
     args = parser.parse_args()
+    if args.main_only and args.w is None:
+        parser.error("--main-only: expected --w beside it, since no curve is measured that tells the best one")
     args.name, args.other = ("toybox10", "cifar10") if args.toybox else ("cifar10", "toybox10")
     args.model = args.model or CHECKPOINTS / f"ddpm-{args.name}"
     args.out = args.out or RESULTS / f"ddpm_{args.name}.json"
@@ -189,6 +192,10 @@ def main() -> None:
             processes, threads = sampler.accelerator.num_processes, torch.get_num_threads()
             records.write(args.out, record | dict(processes=processes, threads=threads))
 
+    if args.main_only:
+        record["main"] = sampler.measure(args.n, args.w, "ddim", args.main_steps)
+        write()
+        return
     if "real" not in record:
         data = cifar10.toybox10() if args.toybox else cifar10.load(args.data)
         if not args.toybox and data.name != "CIFAR-10":
