@@ -186,6 +186,8 @@ def main() -> None:
     if args.earlier:
         old = json.loads(args.earlier.read_text())
         record["earlier"] = {key: old[key] for key in ("main", "training", "weights_sha256", "date")}
+        if is_main:
+            records.write(args.out, record, measured=False)
 
     def write() -> None:
         if is_main:

@@ -220,6 +220,9 @@ def test_latents_have_to_be_cheaper_and_better(pixels, latents, verdict):
     found = rules_models.c4([good], real)
     assert found.values["seconds_of_a_step"] == {"pixels": 1.0, "folded by 4": 0.1, "latents": 0.1}
     assert found.values["nouns right"].value == pytest.approx(0.5) and found.values["distance"].value == 50
+    assert found.measured.startswith(
+        "of the better space's samples 80% show the right noun in the weakest run, 50% needed"
+    )
     assert "takes 10.0 times as long" in found.measured and "+0.50 ± 0.07 of the nouns right" in found.measured
     assert "pixels folded by 4 takes 1.0 times as long" in found.measured and "smaller by 30.0 ± 7.1" in found.measured
 

@@ -8,7 +8,7 @@ from tables import estimate, read, table
 
 from course_lib.environment import CHECKPOINTS
 from course_lib.evaluation.personalized import SCORES
-from course_lib.evaluation.statistics import over_subjects, share
+from course_lib.evaluation.statistics import jackknife, over_subjects, share
 
 
 def quality() -> str:
@@ -22,15 +22,17 @@ def quality() -> str:
         best = max(result["guidance"], key=lambda row: row["accuracy"])
         found = [(result["main"], ""), (best, "the most accurate w"), (plain, "no guidance")]
         if "earlier" in result:
-            found.insert(1, (result["earlier"]["main"], f"weights of {result['earlier']['date']}"))
+            found.insert(1, (result["earlier"]["main"], f"weights of {result['earlier']['training']['date']}"))
         for row, words in found:
             what = f"{row['n']:,} samples, w = {row['w']:g}, {row['steps']} DDIM steps" + f" ({words})" * bool(words)
             accuracy = f"{row['accuracy']:.1%} ± {row['accuracy_ci95']:.1%}"
-            rows.append((name, what, f"{row['frechet']:.1f}", accuracy))
+            distance = jackknife(row["frechet"], row["frechet_left_out"])
+            rows.append((name, what, f"{distance:.1f}", accuracy))
         tested = f"{real['test_images_to_train']:.1f}", f"{real['accuracy']:.1%}"
         rows += [
             (name, "10,000 real test pictures", *tested),
-            (name, f"{result['main']['n']:,} of them", f"{real['test_images_n_main_to_train']:.1f}", ""),
+            *[(name, f"{result['main']['n']:,} of them", f"{real['test_images_n_main_to_train']:.1f}", "")]
+            * (result["main"]["n"] < 10_000),
             (name, f"{plain['n']:,} of them", f"{real['test_images_n_sweep_to_train']:.1f}", ""),
             (name, "two halves of the real training pictures: the floor", f"{real['floor_two_halves']:.2f}", ""),
         ]

@@ -66,10 +66,11 @@ def c4(runs: Sequence[dict[str, Sequence[dict]]], real: dict) -> Finding:
         where, times = name if name == "pixels" else f"pixels {name}", step[name] / step["latents"]
         texts.append(f"a step on {where} takes {times:.1f} times as long as one on latents; after "
                      f"{ends[0][name]['seconds']:.0f} s of training each, latents have {better}")  # fmt: skip
-    enough = drawn >= DRAWN * real["share"]["value"]
-    text = f"{texts[0]}. For comparison: {'; '.join(texts[1:])}"
+    needed = DRAWN * real["share"]["value"]
+    text = f"of the better space's samples {drawn:.0%} show the right noun in the weakest run, {needed:.0%} needed; "
+    text += f"{texts[0]}. For comparison: {'; '.join(texts[1:])}"
     values = {"nouns right": gains["pixels"][0], "distance": gains["pixels"][1], "seconds_of_a_step": step}
-    return Finding("C4", verdict if enough else "not testable here", text, values)
+    return Finding("C4", verdict if drawn >= needed else "not testable here", text, values)
 
 
 def _gains(end: dict[str, dict], other: str) -> tuple[Estimate, Estimate]:
