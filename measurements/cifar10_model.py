@@ -4,6 +4,8 @@
     python measurements/cifar10_model.py --toybox          (the Toybox-10 model, with its own classifier)
     python measurements/cifar10_model.py --sheet data/results/ddpm_cifar10_samples.png --steps 50 --w 3
                                                             (pictures only; with --shuffled: to be named by a person)
+    python measurements/cifar10_model.py --main-only --w 2.5 --model OLD --out old.json
+                                                            (other weights the same way; then --earlier old.json)
     torchrun --nproc_per_node 2 measurements/cifar10_model.py ...      (several processes, the same samples)
 
 Writes data/results/ddpm_cifar10.json or ddpm_toybox10.json, which notebooks 02 and 03 and the slides read. Each row is

@@ -39,7 +39,10 @@ def quality() -> str:
         seen = training["steps"] * training["batch_size"] + sum(
             run["steps"] * run["batch_size"] for run in training.get("before", [])
         )
-        notes.append(f"the {name} model saw {seen:,} pictures ({training['device']}), measured {result['date']}")
+        sizes = f"`--n {result['arguments']['n']} --n-sweep {result['arguments']['n_sweep']}`"
+        notes.append(
+            f"the {name} model saw {seen:,} pictures ({training['device']}), measured {result['date']} with {sizes}"
+        )
     result, sheet = read("ddpm_cifar10.json"), read("ddpm_cifar10_named.json")
     right = [one == other for one, other in zip(sheet["named"], sheet["labels"], strict=True)]
     judge = json.loads((CHECKPOINTS / "classifier-cifar10" / "provenance.json").read_text(encoding="utf-8"))["quality"]
