@@ -4,10 +4,10 @@
     python measurements/methods.py     step 1: every method on every subject, data/results/personalization.json
     python measurements/claims.py      step 2: this file; --fresh does its own experiments again
 
-C10 to C15 follow from step 1; C8 and C16 to C19 have experiments in experiments.py, C21a and C21b in mixtures.py.
-The rules are in course_lib/evaluation/, the same for this record and for the notebooks. The pairs of
+C10 to C13 and C15 follow from step 1; C8, C14 and C16 to C19 have experiments in experiments.py, C21a and C21b in
+mixtures.py. The rules are in course_lib/evaluation/, the same for this record and for the notebooks. The pairs of
 C16 and C19 are those where the untouched model draws both nouns most often (`pairs`, `chosen`), whatever the methods
-do. This choice replaced an earlier one, mochi and tilly (a cat and a teapot), where that model draws two cats.
+do.
 C4 follows from data/results/spaces.json, which measurements/spaces.py writes.
 """
 
@@ -19,9 +19,7 @@ import experiments
 import mixtures
 import part1
 import records
-import torch
-from methods import SUBJECTS, Sampler, kind_of
-from torch import Tensor
+from methods import SUBJECTS, Sampler
 
 from course_lib.environment import RESULTS
 from course_lib.evaluation import rules_methods, rules_models
@@ -30,54 +28,25 @@ from course_lib.evaluation.claims import CLAIMS, Finding, not_yet
 SINGLE = experiments.SINGLE | {"mixtures": mixtures.mixtures}
 
 
-def moved_alike(change: dict, weights: dict[str, Tensor]) -> dict:
-    """Is a large relative change a large change, or a change of small weights?
-
-    change: subject -> kind of layer -> relative change of each weight.  Returns step: root mean square of a weight's
-    change, a mean over the weights of a kind; size: that of the weights themselves; correlation: of the relative
-    change with 1 / size, over all weights.
-    """
-    size = {}
-    for name, weight in weights.items():
-        if weight.ndim > 1:
-            size.setdefault(kind_of(name), []).append(weight.float().square().mean().sqrt().item())
-    size = {kind: torch.tensor(values) for kind, values in size.items()}
-    relative = {kind: torch.tensor([one[kind] for one in change.values()]).mean(0) for kind in size}
-    both = torch.stack([torch.cat([relative[k] for k in size]), 1 / torch.cat([size[k] for k in size])])
-    return dict(step={k: round((relative[k] * size[k]).mean().item(), 5) for k in size},
-                size={k: round(v.mean().item(), 4) for k, v in size.items()},
-                correlation=round(torch.corrcoef(both)[0, 1].item(), 3))  # fmt: skip
-
-
-def why_c14(alike: dict) -> str:
-    """The explanation of C14's outcome that the absolute changes support."""
-    steps = ", ".join(f"{kind} {value:.4f}" for kind, value in alike["step"].items())
-    return (
-        f"weights of all kinds moved by about the same amount (root mean square: {steps}), so the relative change is "
-        f"large where weights are small (its correlation with 1 / size is {alike['correlation']:.2f}). A control "
-        "training on the model's own class pictures would show how much of this is the subject's."
-    )
-
-
-def from_methods(table: dict, weights: dict[str, Tensor]) -> list[Finding]:
-    """C10 to C15, from the rows of step 1: subject -> method -> row."""
+def from_methods(table: dict) -> list[Finding]:
+    """C10 to C13 and C15, from the rows of step 1: subject -> method -> seed -> row."""
     table = {name: table[name] for name in SUBJECTS if name in table}
-    rows = {name: {method: row["by_prompt"] for method, row in methods.items()} for name, methods in table.items()}
-    change = {name: {kind: one["by_weight"] for kind, one in methods["dreambooth_no_prior"]["change"].items()}
-              for name, methods in table.items()}  # fmt: skip
-    parameters = {key: table[next(iter(table))][key]["parameters"] for key in ("custom_diffusion", "dreambooth")}
-    alike = moved_alike(change, weights)
-    c14 = rules_methods.c14(change)
-    if c14.verdict == "does not hold":
-        c14 = rules_methods.c14(change, why_c14(alike))
-    c14.values["moved_alike"] = alike
-    dreambooth = [rules_methods.compare(name, rows) for name in rules_methods.COMPARISONS]
-    return [*dreambooth, c14, rules_methods.c15(rows, parameters)]
+    rows, one = rules_methods.over_seeds(table), next(iter(table.values()))
+    parameters = {key: one[key]["0"]["parameters"] for key in ("custom_diffusion", "dreambooth")}
+    return [rules_methods.compare(name, rows) for name in rules_methods.COMPARISONS] + [
+        rules_methods.c15(rows, parameters)
+    ]
 
 
 def from_experiments(done: dict, images: int) -> list[Finding]:
-    """C8, C16 to C19, C21a and C21b, of the experiments that are done."""
+    """C8, C14, C16 to C19, C21a and C21b, of the experiments that are done."""
     found = [Finding("C8", **done["c8"])] if "c8" in done else []
+    if "changes" in done:
+        found += [
+            rules_methods.c14(
+                *({name: one[key] for name, one in done["changes"].items()} for key in ("excess", "fidelity"))
+            )
+        ]
     found += [rules_methods.c18(done["compound"], images)] if "compound" in done else []
     found += mixtures.from_mixtures(done["mixtures"]) if "mixtures" in done else []
     if done.get("two_subjects"):
@@ -97,7 +66,7 @@ def from_spaces(path: Path = RESULTS / "spaces.json") -> list[Finding]:
 
 def judged(done: dict, table: dict, sampler: Sampler) -> dict:
     """The entries of all claims, C1 to C21b, as the record keeps them."""
-    found = [*part1.findings(), *from_spaces(), *from_methods(table, sampler.weights)]
+    found = [*part1.findings(), *from_spaces(), *from_methods(table)]
     found += from_experiments(done, sampler.args.images)
     known = {one.name: one for one in found}
     return {name: known.get(name, not_yet(name)).as_dict() for name in CLAIMS}

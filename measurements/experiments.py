@@ -1,4 +1,4 @@
-"""The experiments of single claims: what moves (C8), a word inside a name (C18), two subjects (C16, C17, C19).
+"""The experiments of single claims: what moves (C8, C14), a word inside a name (C18), two subjects (C16, C17, C19).
 
 measurements/claims.py runs those that its record lacks. Each returns numbers for the record; the rules that judge them
 are in course_lib/evaluation/rules_methods.py.
@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from methods import PRIOR, Sampler, pictures_of
+from methods import PRIOR, SUBJECTS, VARIANTS, Sampler, pictures_of
 from PIL import Image
 from torch import Tensor
 
@@ -23,7 +23,7 @@ from course_lib.personalization.concept import Concept, applied, concept_of, onl
 from course_lib.personalization.examples import subject_examples
 from course_lib.personalization.finetune import finetune
 from course_lib.personalization.merge import caption_features, merge_concepts, word_features
-from course_lib.personalization.recipe import Recipe, Term
+from course_lib.personalization.recipe import Recipe, Settings, Term
 from course_lib.personalization.regularisation import toybox_regularisation
 from course_lib.plots import montage
 from course_lib.toybox import subjects
@@ -32,7 +32,7 @@ from course_lib.toybox.scenes import SCENES
 from course_lib.toybox.world import Spec
 
 ABLE = [name for name, one in subjects.SUBJECTS.items() if one.look and name not in ("tofu", "tockle")]
-PAIRS, READABLE = 3, 0.6  # at most this many pairs; the judge has to find both nouns in this share of the truth
+PAIRS, READABLE = 6, 0.6  # at most this many pairs; the judge has to find both nouns in this share of the truth
 TOKENS = ("<v1>", "<v2>")
 COMPOUND = "castle"  # "<v> castle cat": a name that contains a word with a meaning of its own
 
@@ -66,6 +66,85 @@ def one_row(sampler: Sampler) -> dict:
         found = rules_methods.c8(before, state(), first, recipe.tokens.rows.detach())
     return dict(verdict=found.verdict, measured=f"20 steps with weight decay 0.1: {found.measured}",
                 values=found.values)  # fmt: skip
+
+
+# ---- C14: which weights change, and which carry the subject ----
+
+
+def kind_of(name: str) -> str:
+    """The kind of layer that a weight of the UNet belongs to."""
+    return "cross-attention" if ".attn2." in name else "self-attention" if ".attn1." in name else "rest"
+
+
+def changes(sampler: Sampler) -> dict:
+    """All weights trained on a subject, and as a control on the model's own pictures of its class: subject -> rows.
+
+    excess: for each kind of layer, the log of each weight's relative change over that of the control, a mean over
+    seeds.  subject, control: the mean relative change of the kinds.  fidelity: subject fidelity, one number a prompt,
+    with all changes, with those of one kind alone, with "rest" scaled to the size of the change of cross-attention, and
+    with none.  The batch is large and the rate low, so that the weights move more by the pictures than by chance.
+    """
+    found = {}
+    for name in SUBJECTS[:4]:
+        relative = {"subject": [], "control": []}
+        for seed in range(3):
+            tuned = {which: _tuned(sampler, name, which == "control", seed) for which in relative}
+            for which, weights in tuned.items():
+                relative[which].append([_relative(weights[n], sampler.weights[n]) for n in weights])
+            if seed == 0:
+                fidelity = {part: _transplanted(sampler, name, change)
+                            for part, change in _parts(sampler, tuned["subject"]).items()}  # fmt: skip
+        kinds = [kind_of(n) for n in tuned["subject"]]
+        moved = {which: torch.tensor(rows).mean(0) for which, rows in relative.items()}
+        logs = (torch.tensor(relative["subject"]).log() - torch.tensor(relative["control"]).log()).mean(0).tolist()
+        found[name] = {"fidelity": fidelity, "excess": {}, "subject": {}, "control": {}}
+        for kind in dict.fromkeys(kinds):
+            rows = [k for k, one in enumerate(kinds) if one == kind]
+            found[name]["excess"][kind] = [round(logs[k], 3) for k in rows]
+            for which in relative:
+                found[name][which][kind] = round(moved[which][rows].mean().item(), 5)
+    return found
+
+
+def _tuned(sampler: Sampler, name: str, control: bool, seed: int) -> dict[str, Tensor]:
+    """The UNet's weights after a training of all of them, without biases and normalisations."""
+    noun, settings = subjects.SUBJECTS[name].noun, Settings(steps=100, lr=5e-5, batch_size=32, seed=seed)
+    with VARIANTS["dreambooth_no_prior"].recipe(sampler.sd, name, settings=settings) as recipe:
+        if control:
+            recipe.terms = [Term(dreambooth.prior_examples(sampler.sd, noun, 5))]  # as many as there are of the subject
+        train(sampler, recipe)
+        trained = {n.removeprefix("unet."): param for n, param in recipe.params.items() if param.ndim > 1}
+        return {n: param.detach().float().cpu().clone() for n, param in trained.items()}
+
+
+def _relative(W: Tensor, W_0: Tensor) -> float:
+    return ((W - W_0.float().cpu()).norm() / W_0.float().norm().cpu()).item()
+
+
+def _parts(sampler: Sampler, tuned: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Changes of weights to look at one by one: all, none, each kind alone, and "rest" as large as cross-attention."""
+    change = {n: W - sampler.weights[n].float().cpu() for n, W in tuned.items()}
+    parts = {"all": change, "none": {}}
+    for kind in ("cross-attention", "self-attention", "rest"):
+        parts[kind] = {n: dW for n, dW in change.items() if kind_of(n) == kind}
+    size = {kind: torch.stack([dW.norm() for dW in part.values()]).norm() for kind, part in parts.items() if part}
+    scale = size["cross-attention"] / size["rest"]
+    return parts | {"rest, scaled": {n: scale * dW for n, dW in parts["rest"].items()}}
+
+
+@torch.no_grad()
+def _transplanted(sampler: Sampler, name: str, change: dict[str, Tensor]) -> list[float]:
+    """Subject fidelity, one number a prompt, of the model with these changes of weights."""
+    subject, weights = subjects.SUBJECTS[name], dict(sampler.sd.unet.named_parameters())
+    words = VARIANTS["dreambooth_no_prior"].name(subject.noun)
+    try:
+        for n, dW in change.items():
+            weights[n] += dW.to(weights[n])
+        values = sampler.subject_fidelity(sampler.draw_subject(subject, words), sampler.scorer.references(name))
+    finally:
+        for n in change:
+            weights[n].copy_(sampler.weights[n])
+    return [round(v, 3) for v in values.tolist()]
 
 
 # ---- C18: a word inside a name ----
@@ -241,4 +320,4 @@ def constraint(sampler: Sampler, alone: list[Concept], merged: Concept) -> dict:
 
 
 # in the order in which they are run; "pairs" decides which two subjects are measured
-SINGLE: dict[str, Callable[[Sampler], dict]] = {"c8": one_row, "compound": compound, "pairs": pairs}
+SINGLE: dict[str, Callable[[Sampler], dict]] = {"c8": one_row, "changes": changes, "compound": compound, "pairs": pairs}

@@ -4,17 +4,16 @@
     python measurements/methods.py --subjects mochi --methods dreambooth
     python measurements/methods.py --subjects tilly rollo --threads 1  several of these share the file
 
-Each subject is learnt from its five pictures by each method, and then drawn for its evaluation prompts, from the same
-noises for all methods. The scores are those of course_lib/evaluation/personalized.py, one number for each prompt.
-Beside them: the subject fidelity of the method's own prompt before training, and the seconds, steps, tensors and bytes
-of a concept. personalization_samples.png has the first sample of each new scene. The methods' settings for the Toybox
-model were chosen beforehand, on tofu and tockle, which are not measured; with --lr this can be done again:
-    python measurements/methods.py --subjects tofu tockle --methods custom_diffusion --lr 1e-3 --out runs/lr.json
+Each subject is learnt from its five pictures by each method, once for each training seed, and then drawn for its
+evaluation prompts, from the same noises for all methods and seeds. The scores are those of
+course_lib/evaluation/personalized.py, one number for each prompt. Beside them: the subject fidelity of the method's own
+prompt before training, and the seconds, steps, tensors and bytes of a concept. personalization_samples.png has the
+first sample of each new scene. The methods' settings were chosen by measurements/tuning.py on other subjects.
 """
 
 import argparse
+import itertools
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,14 +29,15 @@ from course_lib.evaluation.personalized import Scorer, by_prompt
 from course_lib.latent import stable_diffusion
 from course_lib.latent.stable_diffusion import StableDiffusion
 from course_lib.personalization import dreambooth
-from course_lib.personalization.concept import Concept, concept_of
+from course_lib.personalization.concept import concept_of
 from course_lib.personalization.finetune import finetune
 from course_lib.personalization.regularisation import toybox_regularisation
 from course_lib.plots import grid, montage
 from course_lib.toybox import subjects
 from course_lib.toybox.world import render
 
-SUBJECTS = ("mochi", "biscuit", "tilly", "rollo")  # two pets, two things
+SUBJECTS = ("biscuit", "tilly", "mochi", "rollo", "bruno", "beppo")  # first two unlike any ordinary dog and teapot
+SEEDS = (0, 1)  # of training; the untouched model has one row, of seed 0
 PRIOR = 100  # pictures of the class
 NEW = len(subjects.NEW_SCENES)  # a subject's first prompts
 ON_SHEET = {"base": "untouched model", "textual_inversion": "Textual Inversion", "dreambooth": "DreamBooth",
@@ -91,11 +91,6 @@ def pictures_of(name: str) -> Path:
     return REPOSITORY / "data" / "subjects" / name
 
 
-def kind_of(name: str) -> str:
-    """The kind of layer that a weight of the UNet belongs to."""
-    return "cross-attention" if ".attn2." in name else "self-attention" if ".attn1." in name else "rest"
-
-
 class Sampler:
     """The base model with the options of a measurement, its scorer, and samples drawn from fixed noises."""
 
@@ -105,6 +100,7 @@ class Sampler:
         self.weights = {name: param.detach().clone() for name, param in self.sd.unet.named_parameters()}
         self.scorer = Scorer(self.sd)
         self.class_before: dict[str, Tensor] = {}  # noun -> samples of the untouched model
+        self.fidelity_before: dict[tuple[str, str], Tensor] = {}  # subject, words for it -> before any training
 
     def setting(self) -> dict:
         """The settings that the figures depend on, beside the code."""
@@ -151,65 +147,34 @@ def measure(sampler: Sampler, subject: subjects.Subject, method: str, name: str)
     return means | {"by_prompt": {key: [round(v, 3) for v in value.tolist()] for key, value in scores.items()}}
 
 
-def change(sampler: Sampler, concept: Concept) -> dict:
-    """||W - W_0|| / ||W_0|| of the weights of each kind of layer, and their share of the numbers."""
-    found, sizes = {}, {}
-    for name, base in sampler.weights.items():
-        kind = kind_of(name)
-        if f"unet.{name}" in concept.tensors and base.ndim > 1:  # no biases, no normalisations
-            moved = (concept.tensors[f"unet.{name}"].float() - base.float().cpu()).norm() / base.float().norm()
-            found.setdefault(kind, []).append(round(moved.item(), 5))
-            sizes[kind] = sizes.get(kind, 0) + base.numel()
-    return {kind: dict(by_weight=rows, share=sizes[kind] / sum(sizes.values())) for kind, rows in found.items()}
-
-
-def row(sampler: Sampler, subject: subjects.Subject, method: str) -> dict:
+def row(sampler: Sampler, name: str, method: str, seed: int) -> dict:
     """Train a method on a subject, and measure the result."""
-    variant = VARIANTS[method]
+    variant, subject = VARIANTS[method], subjects.SUBJECTS[name]
     if subject.noun not in sampler.class_before:
         sampler.class_before[subject.noun] = sampler.draw_class(subject.noun)
-    name = variant.name(subject.noun)
+    words = variant.name(subject.noun)
     if not variant.method:
-        return measure(sampler, subject, method, name)
+        return measure(sampler, subject, method, words)
     start = time.perf_counter()
-    with variant.recipe(sampler.sd, subject.name) as recipe:
-        if sampler.args.lr:
-            recipe.settings = replace(recipe.settings, lr=sampler.args.lr)
+    settings = METHODS[variant.method].settings_for(sampler.sd)
+    with variant.recipe(sampler.sd, name, settings=replace(settings, seed=seed)) as recipe:
         to_prepare = time.perf_counter() - start
-        references = sampler.scorer.references(subject.name)
-        untouched = sampler.subject_fidelity(sampler.draw_subject(subject, name), references)
+        if (name, words) not in sampler.fidelity_before:
+            x, references = sampler.draw_subject(subject, words), sampler.scorer.references(name)
+            sampler.fidelity_before[name, words] = sampler.subject_fidelity(x, references)
         start = time.perf_counter()
         for _ in finetune(sampler.sd, recipe):
             pass
         to_train, concept = time.perf_counter() - start, concept_of(recipe)
-        found = measure(sampler, subject, method, name)
-    found["by_prompt"]["untouched_subject_fidelity"] = [round(v, 3) for v in untouched.tolist()]
-    if method == "dreambooth_no_prior":
-        found["change"] = change(sampler, concept)
+        found = measure(sampler, subject, method if seed == SEEDS[0] else f"{method}_{seed}", words)
+    found["by_prompt"]["untouched_subject_fidelity"] = [
+        round(v, 3) for v in sampler.fidelity_before[name, words].tolist()
+    ]
     return found | dict(
         seconds_to_prepare=round(to_prepare, 1), seconds_to_train=round(to_train, 1),
         steps=recipe.settings.steps, lr=recipe.settings.lr, batch_size=recipe.settings.batch_size,
         tensors=len(concept.tensors), parameters=sum(v.numel() for v in concept.tensors.values()), bytes=concept.bytes,
     )  # fmt: skip
-
-
-def measure_missing(args: argparse.Namespace, setting: dict, table: str, measure_row: Callable) -> Iterator[tuple]:
-    """Call measure_row(subject, method) where the record's table has no row yet; yields names and row once written.
-
-    The record is read again before each row, since several processes may share it.
-    """
-    records.start(args.out, setting, table, fresh=args.fresh)
-    for name in args.subjects:
-        for method in args.methods:
-            if method in records.read(args.out, setting, table)[table].get(name, {}):
-                continue
-            measured = measure_row(subjects.SUBJECTS[name], method)
-            record = records.read(args.out, setting, table)
-            rows = record[table]
-            rows.setdefault(name, {})[method] = measured
-            record[table] = {one: rows[one] for one in subjects.SUBJECTS if one in rows}
-            records.write(args.out, record)
-            yield name, method, measured
 
 
 def sheet(args: argparse.Namespace, out: Path) -> None:
@@ -248,13 +213,17 @@ def main() -> None:
     add_sampling(parser, "personalization.json", images=4)
     parser.add_argument("--subjects", nargs="+", default=list(SUBJECTS), choices=list(subjects.SUBJECTS))
     parser.add_argument("--methods", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
-    parser.add_argument("--lr", type=float, help="a learning rate in place of the methods' own, to choose one")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), help="of training")
     parser.add_argument("--samples", type=Path, default=Path("runs/personalize"), help="folder for first samples")
     args = parser.parse_args()
     sampler = Sampler(args)
-    setting = sampler.setting() | dict(lr=args.lr, made_by="measurements/methods.py")
-    for name, method, found in measure_missing(args, setting, "rows", lambda *one: row(sampler, *one)):
-        print(name, method, {k: v for k, v in found.items() if isinstance(v, (int, float))}, flush=True)
+    setting = sampler.setting() | dict(made_by="measurements/methods.py")
+    records.start(args.out, setting, fresh=args.fresh)
+    for name, method in itertools.product(args.subjects, args.methods):
+        for seed in args.seeds if VARIANTS[method].method else SEEDS[:1]:
+            keys = ("rows", name, method, str(seed))
+            found = records.fill(args.out, setting, keys, row, sampler, name, method, seed)
+            print(*keys, {k: v for k, v in found.items() if isinstance(v, (int, float))}, flush=True)
     sheet(args, args.out.with_name("personalization_samples.png"))
 
 

@@ -1,9 +1,14 @@
 """The choice of the methods' settings: cheap among the good, on subjects that are not measured."""
 
+import json
+
 import methods
 import pytest
 import records
 import tuning
+
+from course_lib.cli.methods import METHODS
+from course_lib.environment import RESULTS
 
 
 def stops(*scores, batch=4, seconds=1.0):
@@ -46,3 +51,14 @@ def test_a_record_is_filled_once_and_keeps_what_others_wrote_meanwhile(tmp_path)
     assert records.read(path, setting)["rows"] == {"lora": {"tofu": "theirs", "tockle": 2}}
     with pytest.raises(SystemExit, match="seed: 0 there, 1 here"):
         fill(path, dict(seed=1), ("rows", "lora", "tofu"), measure, 1)
+
+
+def test_the_shipped_settings_are_the_chosen_ones():
+    record = json.loads((RESULTS / "tuning.json").read_text())
+    for method, rows in record["rows"].items():
+        assert record["chosen"][method] == tuning.chosen(rows)
+        used = METHODS[method].settings["toybox"]
+        assert {key: record["chosen"][method][key] for key in ("lr", "batch_size", "steps")} == dict(
+            lr=used.lr, batch_size=used.batch_size, steps=used.steps
+        )
+    assert set(record["chosen"]) == set(tuning.RATES)

@@ -8,6 +8,7 @@ from tables import estimate, read, table
 
 from course_lib.environment import CHECKPOINTS
 from course_lib.evaluation.personalized import SCORES
+from course_lib.evaluation.rules_methods import over_seeds
 from course_lib.evaluation.statistics import jackknife, over_subjects, share
 
 
@@ -145,32 +146,27 @@ def scores() -> str:
 def methods() -> str:
     """Every method of Part 4: means over subjects, with intervals over subjects."""
     run = read("personalization.json")
-    subjects, rows = run["rows"], []
-    keys = [key for key in SCORES if key in measured_scores(subjects)]
+    subjects, rows, mean, size = run["rows"], [], {}, {}
+    scores = over_seeds(subjects)
     for method in next(iter(subjects.values())):
-        found = [row[method] for row in subjects.values()]
-        cells = [f"{over_subjects([row['by_prompt'][key] for row in found]):.3f}" for key in keys]
+        found = [row for methods in subjects.values() for row in methods[method].values()]
+        values = {key: over_subjects([methods[method][key] for methods in scores.values()]) for key in SCORES}
         seconds = [row["seconds_to_prepare"] + row["seconds_to_train"] for row in found if "bytes" in row]
         cost = (f"{statistics.mean(seconds):.0f}", f"{found[0]['bytes']:,}") if seconds else ("", "")
-        rows.append((method.replace("_", " "), *cells, *cost))
-    one, mean = next(iter(subjects.values())), {}
-    for method in ("base", "custom_diffusion", "dreambooth"):
-        mean[method] = statistics.mean(row[method]["subject_fidelity"] for row in subjects.values())
+        rows.append((method.replace("_", " "), *(f"{value:.3f}" for value in values.values()), *cost))
+        mean[method], size[method] = values["subject_fidelity"].value, found[0].get("parameters", 0)
     gain = (mean["custom_diffusion"] - mean["base"]) / (mean["dreambooth"] - mean["base"])
-    share = one["custom_diffusion"]["parameters"] / one["dreambooth"]["parameters"]
+    share = size["custom_diffusion"] / size["dreambooth"]
+    seeds = len(next(iter(subjects.values()))["dreambooth"])
     note = (
         f"Custom Diffusion has {gain:.0%} of DreamBooth's gain in subject "
         f"fidelity over the untouched model, with {share:.1%} of its parameters. Measured by `python "
-        f"measurements/methods.py` on {', '.join(subjects)}: at least 20 prompts of {run['images']} samples each, "
+        f"measurements/methods.py` on {', '.join(subjects)}, {seeds} training seeds each: at least 20 prompts of "
+        f"{run['images']} samples, "
         f"{run['steps']} DDIM steps, w = {run['w']:g}, seed {run['seed']}, {run['dtype']}, {run['device']}, "
         f"{run['date']}."
     )
-    return table(("method", *(SCORES[key][0] for key in keys), "seconds", "bytes"), *rows) + f"\n\n{note}"
-
-
-def measured_scores(subjects: dict) -> set[str]:
-    """The scores that every row of a record has."""
-    return set.intersection(*(set(row["by_prompt"]) for methods in subjects.values() for row in methods.values()))
+    return table(("method", *(name for name, _ in SCORES.values()), "seconds", "bytes"), *rows) + f"\n\n{note}"
 
 
 def claims() -> str:
@@ -185,19 +181,17 @@ def claims() -> str:
     return table(*rows) + f"\n\n{note}"
 
 
-def plateau() -> str:
-    """Subject fidelity over a training, at quarters of each method's own number of steps."""
-    run = read("plateau.json")
-    rows = [("method", "before", "1/4", "1/2", "3/4", "its own steps", "half as many again", "later", "it still rises")]
-    for method, found in run["methods"].items():
-        first, *others = found["subject_fidelity"]
-        cells = [f"{first:.2f}"]
-        cells += [f"{f:.2f} ({s:.0f} s)" for f, s in zip(others, found["seconds"][1:], strict=True)]
-        rows.append((method.replace("_", " "), *cells, f"{estimate(found['later']):+.3f}", found["rises"]))
+def tuning() -> str:
+    """The settings of each method, chosen on subjects that are not measured."""
+    run = read("tuning.json")
+    rows = [("method", "rate", "batch", "steps", "score", "best score of all", "seconds")]
+    for method, one in run["chosen"].items():
+        rows.append((method.replace("_", " "), f"{one['lr']:g}", one["batch_size"], one["steps"], f"{one['score']:.3f}",
+                     f"{one['best']:.3f}", f"{one['seconds']:.0f}"))  # fmt: skip
     note = (
-        f"Measured by `python measurements/plateau.py --threads {run['threads']}` on {', '.join(run['curves'])}: "
-        f"subject fidelity, and seconds of training until there; {run['images']} samples of each prompt, "
-        f"{run['steps']} steps, w = {run['w']:g}, seed {run['seed']}, {run['dtype']}, {run['device']}, {run['date']}. "
-        "Later: the gain of half as many steps again, with its 95 % interval over prompts."
+        "The cheapest setting within .02 of each method's best score, of three rates, two batch sizes and four "
+        "lengths. Score: subject fidelity times prompt fidelity. Measured by `python measurements/tuning.py` on tofu "
+        f"and tockle: {run['images']} samples of each prompt, {run['steps']} steps, w = {run['w']:g}, seed "
+        f"{run['seed']}, {run['dtype']}, {run['device']}, {run['date']}."
     )
     return table(*rows) + f"\n\n{note}"

@@ -3,11 +3,12 @@
 Used by: notebooks/11_textual_inversion.ipynb to notebooks/14_multiple_concepts.ipynb, and measurements/claims.py.
 
 Each function takes scores and returns a Finding; its docstring says what decides. Scores come as
-`rows[subject][method][score]`, one number for each prompt, from the same noises for all methods; personalized.py names
-them. An interval covers subjects (Student's t of the subjects' means). With one subject it can only cover this
-subject's prompts, and the text says so. Every record so far has one training seed: no interval covers that.
+`rows[subject][method][score]`, one number for each prompt, or a row of them for each training seed, from the same
+noises for all methods; personalized.py names them. An interval covers subjects (Student's t of the subjects' means over
+prompts and seeds). With one subject it can only cover this subject's prompts, and the text says so.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -18,7 +19,7 @@ from course_lib.evaluation.claims import Finding, verdict_of
 from course_lib.evaluation.statistics import difference, over_subjects
 
 Scores = Mapping[str, Sequence[float] | Tensor]
-Rows = Mapping[str, Mapping[str, Scores]]  # subject -> method -> score -> one number a prompt
+Rows = Mapping[str, Mapping[str, Scores]]  # subject -> method -> score -> (prompts,) or (seeds, prompts)
 
 # C15, C19: a loss of less than this counts as equal. It is half of .099, the gap in the table of Ruiz et al. 2022
 # between DreamBooth and Textual Inversion (DINO .668 and .569): "near" has to be well below "another method".
@@ -31,16 +32,28 @@ SHARE_OF_TRUTH = 0.5  # ... and to reach this share of the lower subject fidelit
 LOW = "lower_subject_fidelity"
 
 
+def over_seeds(table: Mapping) -> Rows:
+    """The rows of data/results/personalization.json, subject -> method -> training seed -> row, as Rows."""
+    return {
+        subject: {method: {score: [row["by_prompt"][score] for row in seeds.values()]
+                           for score in next(iter(seeds.values()))["by_prompt"]}
+                  for method, seeds in methods.items()}
+        for subject, methods in table.items()
+    }  # fmt: skip
+
+
 def gaps(rows: Rows, score: str, one: str, other: str) -> list[Tensor]:
-    """For each subject method `one` minus method `other`, prompt by prompt."""
+    """For each subject method `one` minus method `other`, prompt by prompt (and seed by seed)."""
     return [_tensor(row[one][score]) - _tensor(row[other][score]) for row in rows.values()]
 
 
-def scope(rows: Mapping) -> str:
+def scope(rows: Rows) -> str:
     """Which spread the interval covers, in words."""
     if len(rows) == 1:
         return f"({next(iter(rows))} alone: the interval covers its prompts, not other subjects)"
-    return f"(over {len(rows)} subjects, one training seed)"
+    scores = [_tensor(values) for methods in rows.values() for row in methods.values() for values in row.values()]
+    seeds = max(len(values) if values.ndim == 2 else 1 for values in scores)
+    return f"(over {len(rows)} subjects, {seeds} training seed{'s' * (seeds > 1)} each)"
 
 
 def _tensor(values: Sequence[float] | Tensor) -> Tensor:
@@ -96,31 +109,37 @@ def compare(name: str, rows: Rows) -> Finding:
     """C10 to C13: see COMPARISONS."""
     decides, beside = COMPARISONS[name]["decides"], COMPARISONS[name].get("beside", {})
     found = {words: over_subjects(gaps(rows, *what)) for words, what in (decides | beside).items()}
-    resampled = {f"{words}, by bootstrap": statistics.bootstrap([[gap] for gap in gaps(rows, *what)])
+    resampled = {f"{words}, by bootstrap": statistics.bootstrap([list(torch.atleast_2d(g)) for g in gaps(rows, *what)])
                  for words, what in decides.items()}  # fmt: skip
     text = "; ".join(f"{words} {gain:+.3f}" for words, gain in found.items())
     return Finding(name, verdict_of(*(found[words] for words in decides)), f"{text} {scope(rows)}", found | resampled)
 
 
-def c14(change: Mapping[str, Mapping[str, Sequence[float]]], why: str = "") -> Finding:
-    """C14 holds if the mean of |dW| / |W| is larger for cross-attention than for self-attention and for the rest.
+def c14(excess: Mapping[str, Mapping[str, Sequence[float]]], fidelity: Mapping[str, Scores] | None = None) -> Finding:
+    """C14 holds if cross-attention's change, over a control training's, is larger than self-attention's and the rest's.
 
-    Without a control (the same steps on the model's own class pictures) this cannot separate the subject's effect from
-    the optimiser's noise.  change: subject -> kind of layer -> one number for each weight. One subject alone: the
-    intervals cover its weights.
+    The control takes the same steps on the model's own pictures of the class: what moves there is not the subject's.
+    excess: subject -> kind of layer -> for each weight the log of its relative change over the control's. One subject
+    alone: the interval covers its weights.  fidelity: subject -> what was changed in the untouched model ("all",
+    "none", one kind alone) -> subject fidelity, one number a prompt; it is printed, and does not decide.
     """
-    kinds, subjects = ("cross-attention", "self-attention", "rest"), list(change.values())
+    kinds, subjects = ("cross-attention", "self-attention", "rest"), list(excess.values())
     level = {kind: over_subjects([one[kind] for one in subjects]) for kind in kinds}
     if len(subjects) == 1:
         lead = {kind: difference(level[kinds[0]], level[kind]) for kind in kinds[1:]}
     else:
         means = {kind: [_tensor(one[kind]).mean() for one in subjects] for kind in kinds}
         lead = {kind: statistics.paired(means[kinds[0]], means[kind]) for kind in kinds[1:]}
-    text = ", ".join(f"{kind} {one.value:.4f}" for kind, one in level.items())
-    text += "".join(f"; cross-attention minus {kind} {gap:+.4f}" for kind, gap in lead.items())
-    over = f"over {len(subjects)} subjects" if len(subjects) > 1 else f"{next(iter(change))} alone, over weights"
-    measured = f"mean |dW|/|W|: {text} ({over}; no control training yet)"
-    return Finding("C14", verdict_of(*lead.values()), measured, lead, why)
+    over = f"over {len(subjects)} subjects" if len(subjects) > 1 else f"{next(iter(excess))} alone, over weights"
+    text = ", ".join(f"{kind} {math.exp(one.value):.2f}" for kind, one in level.items())
+    text = f"change over the control's: {text}; cross-attention ahead in the log by "
+    text += "; ".join(f"{gap:+.3f} of {kind}" for kind, gap in lead.items()) + f" ({over})"
+    if fidelity:
+        names, ones = next(iter(fidelity.values())), fidelity.values()
+        with_change = {part: over_subjects([one[part] for one in ones]) for part in names}
+        text += ". Subject fidelity with the change of "
+        text += ", ".join(f"{part} {one.value:.2f}" for part, one in with_change.items())
+    return Finding("C14", verdict_of(*lead.values()), text, lead)
 
 
 def c15(rows: Rows, parameters: Mapping[str, float]) -> Finding:
