@@ -8,7 +8,7 @@ C10 to C13 and C15 follow from step 1; C8, C14 and C16 to C19 have experiments i
 mixtures.py. The rules are in course_lib/evaluation/, the same for this record and for the notebooks. The pairs of
 C16 and C19 are those where the untouched model draws both nouns most often (`pairs`, `chosen`), whatever the methods
 do.
-C4 follows from data/results/spaces.json, which measurements/spaces.py writes.
+C4 follows from data/results/spaces.json, which measurements/spaces.py writes, C20 from styles.json of styles.py.
 """
 
 import argparse
@@ -64,9 +64,23 @@ def from_spaces(path: Path = RESULTS / "spaces.json") -> list[Finding]:
     return [rules_models.c4(list(record["runs"].values()), record["scale"]["real"])]
 
 
+def from_styles(path: Path = RESULTS / "styles.json") -> list[Finding]:
+    """C20 by DreamBooth, which trains most, from the record of measurements/styles.py."""
+    if not path.is_file():
+        return []
+    record, key, learnt = json.loads(path.read_text(encoding="utf-8")), "subject_fidelity", {}
+    for face, rows in record["faces"].items():
+        learnt[face] = dict(untouched=rows["base"]["0"]["by_prompt"][key], truth=record["known"][face]["truth"],
+                            learnt=[row["by_prompt"][key] for row in rows["dreambooth"].values()])  # fmt: skip
+    for style, rows in record["styles"].items():
+        known = {name: record["known"][style][name]["style_fidelity"] for name in ("untouched", "truth")}
+        learnt[style] = known | dict(learnt=[row["style_fidelity"] for row in rows["dreambooth"].values()])
+    return [rules_methods.c20(learnt)]
+
+
 def judged(done: dict, table: dict, sampler: Sampler) -> dict:
     """The entries of all claims, C1 to C21b, as the record keeps them."""
-    found = [*part1.findings(), *from_spaces(), *from_methods(table)]
+    found = [*part1.findings(), *from_spaces(), *from_styles(), *from_methods(table)]
     found += from_experiments(done, sampler.args.images)
     known = {one.name: one for one in found}
     return {name: known.get(name, not_yet(name)).as_dict() for name in CLAIMS}

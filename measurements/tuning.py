@@ -11,7 +11,8 @@ A step depends on the seed and its number alone, so step n shows what a training
     seconds    of training until there, without drawing
 Chosen is the setting that costs least, counted in pictures seen, among those whose mean score over both subjects is
 within CLOSE of the method's best; of two at the same cost, the one with the better score. Beside it, one more option of
-a method is varied at the chosen setting (EXTRA), and the ridge of a merge of both subjects (RIDGES).
+a method is varied at the chosen setting (EXTRA). Of both subjects together: the ridge of a merge (RIDGES), and joint
+training with pictures of one size or of several, and with as many or twice as many steps as one subject takes (JOINT).
 """
 
 import argparse
@@ -21,12 +22,16 @@ from dataclasses import replace
 from functools import partial
 
 import records
-from methods import VARIANTS, Sampler, add_sampling
+from experiments import Pair
+from methods import VARIANTS, Sampler, add_sampling, pictures_of
 
 from course_lib.evaluation.personalized import by_prompt
+from course_lib.personalization import custom_diffusion
 from course_lib.personalization.concept import Concept, applied, concept_of
+from course_lib.personalization.custom_diffusion import SubjectPictures
 from course_lib.personalization.finetune import finetune
 from course_lib.personalization.merge import merge_concepts
+from course_lib.personalization.regularisation import toybox_regularisation
 from course_lib.toybox.captions import corpus
 from course_lib.toybox.subjects import SUBJECTS, prompts
 
@@ -39,6 +44,7 @@ BATCHES = (4, 8)
 SEEN = (160, 320, 480, 800)  # pictures of the subject: steps times batch size
 EXTRA = {"lora": ("rank", (2, 8, 16)), "dreambooth": ("prior_weight", (0.3, 3.0))}
 RIDGES = (1e-6, 1e-4, 1e-2, 1e-1)
+JOINT = tuple(itertools.product((False, True), (1, 2)))  # augment, times the steps
 CLOSE = 0.02  # a gain in score that is not worth more steps
 
 
@@ -104,6 +110,21 @@ def merged(sampler: Sampler, concepts: list[Concept], ridge: float) -> dict:
     return found | dict(change=round(change, 3))
 
 
+def together(sampler: Sampler, setting: dict, augment: bool, times: int) -> dict:
+    """Both subjects by joint training: the scores of experiments.Pair, means over prompts."""
+    pair, one = Pair(sampler, TUNED_ON), custom_diffusion.SETTINGS[sampler.sd.defaults.settings]
+    learnt = [SubjectPictures(pictures_of(name), f"<v{k}>", SUBJECTS[name].noun) for k, name in enumerate(TUNED_ON, 1)]
+    settings = replace(one, lr=setting["lr"], batch_size=setting["batch_size"], steps=times * setting["steps"])
+    of_class = [toybox_regularisation(sampler.sd, noun, 200) for noun in pair.nouns]
+    with custom_diffusion.joint_recipe(
+        sampler.sd, learnt, regularisation=of_class, augment=augment, settings=settings
+    ) as recipe:
+        for _ in finetune(sampler.sd, recipe):
+            pass
+        x = pair.draw(*(f"{one.token} {one.noun}" for one in learnt))
+    return {key: round(value.mean().item(), 4) for key, value in pair.score(x, sampler.args.images).items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_sampling(parser, "tuning.json", images=2)
@@ -125,12 +146,15 @@ def main() -> None:
             keys, how = ("extra", method, f"{option} {value:g}", name), (best["lr"], best["batch_size"], seen)
             print(*keys, fill(keys, curve, sampler, name, method, *how, **{option: value})[-1], flush=True)
     record = records.read(args.out, setting)
-    if "custom_diffusion" in record["chosen"] and len(record.get("ridge", {})) < len(RIDGES):
-        best = record["chosen"]["custom_diffusion"]
+    best = record["chosen"].get("custom_diffusion")
+    if best and len(record.get("ridge", {})) < len(RIDGES):
         concepts = [learnt(sampler, name, f"<v{k}>", best) for k, name in enumerate(TUNED_ON, 1)]
         for ridge in RIDGES:
             keys = ("ridge", f"{ridge:g}")
             print(*keys, fill(keys, merged, sampler, concepts, ridge), flush=True)
+    for augment, times in JOINT if best else ():
+        keys = ("joint", f"{'several sizes' if augment else 'one size'}, {times} x the steps")
+        print(*keys, fill(keys, together, sampler, best, augment, times), flush=True)
 
 
 if __name__ == "__main__":

@@ -378,3 +378,15 @@ def test_no_code_has_the_old_interval():
             texts[path.name] = path.read_text(encoding="utf-8")
     assert len(texts) > 20
     assert [name for name, text in texts.items() if "1.96" in text or "metrics.interval" in text] == []
+
+
+@pytest.mark.parametrize(("level", "verdict"), [(0.8, "holds"), (0.5, "cannot tell"), (0.2, "does not hold")])
+def test_faces_and_styles_come_half_of_the_way_to_the_truth(level, verdict):
+    generator = torch.Generator().manual_seed(0)
+
+    def one(level):
+        return dict(untouched=noisy(0.0, 20, generator), truth=noisy(1.0, 20, generator),
+                    learnt=[noisy(level, 20, generator, 0.1) for _ in range(2)])  # fmt: skip
+
+    found = rules_methods.c20({"matteo": one(0.9), "chalk": one(level)})
+    assert found.verdict == verdict and list(found.values) == ["matteo", "chalk"] and "1.00 true" in found.measured

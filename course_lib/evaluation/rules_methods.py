@@ -256,3 +256,19 @@ def c19(pairs: Rows) -> Finding:
     return Finding("C19", verdict if able else "not testable here", f"{words}. Against DreamBooth: {parts}. Text: "
                    f"{name}; image: lower subject fidelity ({', '.join(pairs)})",
                    {f"{m}, text": text[m] for m in methods} | {f"{m}, image": image[m] for m in methods})  # fmt: skip
+
+
+def c20(learnt: Mapping[str, Mapping[str, Sequence]]) -> Finding:
+    """C20 holds if each of these faces and styles comes at least half of the way from the untouched model to the truth.
+
+    Styles are measured on objects that their pictures do not show. The intervals cover prompts: the claim is about
+    these faces and styles.  learnt: name -> "untouched" and "truth", one number a prompt, and "learnt", a row of them
+    for each training seed; style fidelity for a style, subject fidelity for a face.
+    """
+    found, texts = {}, []
+    for name, one in learnt.items():
+        low, high, values = _tensor(one["untouched"]), _tensor(one["truth"]), _tensor(one["learnt"]).mean(0)
+        found[name] = statistics.mean(values - (low + high) / 2)
+        texts.append(f"{name} {low.mean():.2f} untouched, {values.mean():.2f} learnt, {high.mean():.2f} true, "
+                     f"{found[name]:+.3f} beyond the middle")  # fmt: skip
+    return Finding("C20", verdict_of(*found.values()), f"{'; '.join(texts)} (intervals over prompts)", found)
