@@ -72,21 +72,26 @@ def c8(before: Mapping[str, Tensor], after: Mapping[str, Tensor], first: Tensor,
     return Finding("C8", "does not hold" if moved or added or not learnt else "holds", words, dict(moved=moved))
 
 
-def c9(again: float, other: float, scores: Mapping[str, Tensor]) -> Finding:
+def c9(again: float, other: float, scores: Mapping[str, Tensor], layouts: Mapping[str, Tensor]) -> Finding:
     """C9 holds if the picture is reproduced (its error is below half of that to another picture), the inverted latent
-    is less than MARGIN above any noise under new prompts, and the learnt word is above the latent, beyond intervals.
+    keeps one layout under all prompts, and the learnt word scores above the latent under new prompts.
 
-    It does not hold if one of the three is reversed. One subject: the intervals cover its prompts.
+    One layout: two pictures of a latent under different prompts agree in layout more than two pictures of the word
+    under one prompt. It does not hold if one of the three is reversed. One subject: the intervals cover its prompts.
     again, other: mean errors to the picture and to another one.  scores: for "any noise", "inverted latent" and "the
-    word" subject fidelity (not below 0) times prompt fidelity, one number a prompt.
+    word" subject fidelity (not below 0) times prompt fidelity, one number a prompt.  layouts: mean correlation of the
+    layouts of two pictures: "inverted latent", one number a latent, and "the word", one number a prompt.
     """
+    latent, word = (statistics.mean(layouts[name]) for name in ("inverted latent", "the word"))
+    frozen, gap = difference(latent, word), statistics.paired(scores["the word"], scores["inverted latent"])
     kept = statistics.paired(scores["inverted latent"], scores["any noise"])
-    gap = statistics.paired(scores["the word"], scores["inverted latent"])
-    failed = again >= other / 2 or kept.low > 0 or gap.high < 0
-    verdict = "does not hold" if failed else "holds" if gap.low > 0 and kept.high < MARGIN else "cannot tell"
+    failed = again >= other / 2 or frozen.high < 0 or gap.high < 0
+    verdict = "does not hold" if failed else verdict_of(frozen, gap)
     return Finding("C9", verdict, f"the inverted latent's picture has error {again:.3f} (another picture {other:.3f}); "
-                   f"under new prompts it is {kept:+.3f} above any noise, and the word {gap:+.3f} above it (one "
-                   "subject: the intervals cover its prompts)", dict(kept=kept, gap=gap))  # fmt: skip
+                   f"layouts agree {latent:.2f} across prompts for the latent, {word:.2f} across noises for the word; "
+                   f"under new prompts the word scores {gap:+.3f} above the latent, and the latent {kept:+.3f} above "
+                   "any noise (one subject: the intervals cover its prompts)",
+                   dict(kept=kept, gap=gap, frozen=frozen))  # fmt: skip
 
 
 # C10 to C13: words -> (score, one, other), the difference of method one minus method other. A claim holds if all of
