@@ -321,6 +321,20 @@ def test_a_notebook_prints_what_the_record_keeps(tmp_path):
     assert "not in the record" in claims.verdict("C10", tmp_path / "none.json")
 
 
+def test_a_live_run_that_differs_from_the_record_is_told_by_numbers(tmp_path):
+    path, gain = tmp_path / "claims.json", Estimate(0.1, -0.1, 0.3, 4)
+    entries = {"C10": Finding("C10", "cannot tell", "", dict(gain=gain)).as_dict(),
+               "C1": claims.not_yet("C1").as_dict()}  # fmt: skip
+    path.write_text(json.dumps(dict(claims=entries)))
+    live = Finding("C10", "holds", "", dict(gain=Estimate(0.2, 0.1, 0.3, 12), other=3))
+    said = " ".join(claims.against_record(live, path).split())
+    assert "'holds', the record 'cannot tell'" in said
+    assert said.endswith("gain +0.200 ± 0.100, n = 12, against +0.100 (-0.1 to 0.3), n = 4")
+    same = Finding("C10", "cannot tell", "", dict(gain=gain))
+    assert claims.against_record(same, path) == "C10: this run and the record have the same verdict, cannot tell"
+    assert "nothing to compare" in claims.against_record(Finding("C1", "holds", ""), path)
+
+
 def test_the_shipped_record_has_every_claim():
     record = claims.load()["claims"]
     assert list(record) == list(CLAIMS)

@@ -83,3 +83,20 @@ def verdict(name: str, path: str | Path | None = None) -> str:
     return (
         f"{found}\n(the full measurement, `make claims`: seed {record['seed']}, {record['device']}, {record['date']})"
     )
+
+
+def against_record(live: Finding, path: str | Path | None = None) -> str:
+    """Whether a live finding has the recorded verdict, and if not, the numbers of both, in a few lines to print.
+
+    path: of the record, by default data/results/claims.json.
+    """
+    there = load(path)["claims"].get(live.name, {})
+    if there.get("verdict", NOT_YET) == NOT_YET:
+        return f"{live.name}: the record has nothing to compare this run with yet"
+    if there["verdict"] == live.verdict:
+        return f"{live.name}: this run and the record have the same verdict, {live.verdict}"
+    pairs = {k: (one, there["values"].get(k)) for k, one in live.values.items() if isinstance(one, Estimate)}
+    text = "; ".join(f"{k} {one:+.3f}, n = {one.n}, against {old['value']:+.3f} ({old['low']} to {old['high']}), "
+                     f"n = {old['n']}" for k, (one, old) in pairs.items() if old)  # fmt: skip
+    return textwrap.fill(f"This run says {live.verdict!r}, the record {there['verdict']!r}. This run against the "
+                         f"record: {text or 'no number in common'}", 110, subsequent_indent="    ")  # fmt: skip
