@@ -22,7 +22,7 @@ ADDRESS = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))["
 MAX_BYTES = 3_000_000
 MAX_LINES, MAX_MEDIAN = 25, 10  # of a code cell, and of the median one
 # Not yet cut to these lengths. Whoever rewrites one takes it off the list; nothing is added.
-LONG = {"14_multiple_concepts"}
+LONG = {}
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
