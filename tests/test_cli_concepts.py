@@ -208,6 +208,15 @@ def test_a_foreign_lora_asks_for_its_word(world, tmp_path, capsys):
     assert "object" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("layout", "written"), [("kohya", "kohya_lora.safetensors"), ("peft", "unet")])
+def test_a_lora_is_exported_in_other_layouts_and_a_word_is_not(world, tmp_path, capsys, layout, written):
+    options = ("--format", layout, "--out", tmp_path / "files")
+    assert run("export", "--concept", world / "cat_lora.safetensors", *options) == 0
+    assert capsys.readouterr().out.strip().endswith(f"files: {written}")
+    options = ("--format", layout, "--out", tmp_path / "more")
+    assert error_of(capsys, "export", "--concept", world / "cat_word.safetensors", *options).startswith("layout: ")
+
+
 def test_two_loras_draw_together_and_are_mixed_into_one(world, tmp_path, capsys):
     two = ["--concept", world / "cat_lora.safetensors", "--concept", world / "tiger_lora.safetensors"]
     assert run("merge", *two, "--out", tmp_path / "both.safetensors") == 0

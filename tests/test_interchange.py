@@ -9,6 +9,7 @@ from collections import OrderedDict
 from dataclasses import replace
 
 import pytest
+import sd15_random
 import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.models.attention_processor import CustomDiffusionAttnProcessor
@@ -20,11 +21,12 @@ from course_lib.latent.stable_diffusion import load
 from course_lib.personalization.concept import Concept, applied, load_concept, save_concept
 from course_lib.personalization.custom_diffusion import key_value_layers
 from course_lib.personalization.interchange import export as exporting
+from course_lib.personalization.interchange import lora_files
 from course_lib.personalization.interchange.export import export
-from course_lib.personalization.interchange.formats import CUSTOM, LORA, WORDS
+from course_lib.personalization.interchange.formats import CUSTOM, KOHYA, LORA, WORDS
 from course_lib.personalization.interchange.load import load_foreign
 from course_lib.personalization.interchange.lora_files import flat
-from course_lib.personalization.lora import LAYERS
+from course_lib.personalization.lora import LAYERS, attach
 from course_lib.personalization.merge import compress
 
 close = torch.testing.assert_close
@@ -176,6 +178,77 @@ def test_stock_diffusers_draws_our_lora(sd, lora, tmp_path):
     theirs = stock_draw(pipe, sd, prompt)
     assert_moved(theirs, base)
     close(theirs, draw(sd, prompt, lora), **near)
+
+
+@pytest.mark.parametrize("layout", ["kohya", "peft"])
+def test_stock_loaders_draw_our_lora_in_other_layouts(sd, lora, tmp_path, layout):
+    """diffusers' loader opens kohya's file, peft's own loader a folder for each network; we read both again."""
+    peft, prompt = pytest.importorskip("peft"), "a photo of a sks cat"
+    folder, base = export(lora, tmp_path, sd, layout=layout), stock()
+    untouched = stock_draw(base, sd, prompt)
+    if layout == "kohya":
+        base.load_lora_weights(folder, weight_name=KOHYA)
+        assert_same_tensors(load_foreign(folder, sd), lora)
+    else:
+        for part in ("unet", "text_encoder"):
+            setattr(base, part, peft.PeftModel.from_pretrained(getattr(base, part), folder / part).base_model.model)
+            half = {name: value for name, value in lora.tensors.items() if name.startswith(part)}
+            assert_same_tensors(load_foreign(folder / part, sd), Concept("lora", half, "random", {"rank": 4}, {}))
+    theirs = stock_draw(base, sd, prompt)
+    assert_moved(theirs, untouched)
+    close(theirs, draw(sd, prompt, lora), **near)
+
+
+def a1111_module(key):
+    """The module of the first Stable Diffusion that A1111 looks up for the part of a LoRA key before the first dot."""
+    for pattern, place in (
+        (r"lora_unet_down_blocks_(\d+)_attentions_(\d+)_(.+)", lambda k: f"input_blocks_{1 + 3 * k[0] + k[1]}_1"),
+        (r"lora_unet_mid_block_attentions_(\d+)_(.+)", lambda k: "middle_block_1"),
+        (r"lora_unet_up_blocks_(\d+)_attentions_(\d+)_(.+)", lambda k: f"output_blocks_{3 * k[0] + k[1]}_1"),
+    ):
+        if match := re.fullmatch(pattern, key):
+            *places, rest = match.groups()
+            return f"{place([int(number) for number in places])}_{rest}"
+    match = re.fullmatch(r"lora_te_text_model_encoder_layers_(\d+_self_attn_._proj|\d+_self_attn_out_proj)", key)
+    return f"text {match[1]}"
+
+
+def test_kohyas_layout_has_the_names_and_values_that_a1111_and_comfyui_look_up():
+    """All attention layers of Stable Diffusion 1.5, by the names of its first code, which both programs use."""
+    with torch.device("meta"):
+        parts = sd15_random.networks()
+    with attach({"unet": parts["unet"], "text_encoder": parts["text_encoder"]}, rank=2) as params:
+        tensors = {name: torch.full(param.shape, float(k)) for k, (name, param) in enumerate(params.items())}
+    (content,) = lora_files.written(tensors, "kohya").values()
+    layers = {key.split(".")[0] for key in content}
+    blocks = {"transformer_blocks_0_attn1": 4, "transformer_blocks_0_attn2": 4}
+    known = {f"{place}_{attention}_{matrix}" for attention in blocks for matrix in ("to_q", "to_k", "to_v", "to_out_0")
+             for place in [*(f"input_blocks_{k}_1" for k in (1, 2, 4, 5, 7, 8)), "middle_block_1",
+                           *(f"output_blocks_{k}_1" for k in range(3, 12))]}  # fmt: skip
+    known |= {f"text {k}_self_attn_{matrix}_proj" for k in range(12) for matrix in ("q", "k", "v", "out")}
+    assert {a1111_module(key) for key in layers} == known and len(layers) == len(known) == 128 + 48
+    assert {key.partition(".")[2] for key in content} == {"lora_down.weight", "lora_up.weight", "alpha"}
+    # ComfyUI makes its names from those of diffusers' layers
+    unet = {"lora_unet_" + name.removesuffix(".weight").replace(".", "_") for name in parts["unet"].state_dict()}
+    assert {key for key in layers if "unet" in key} <= unet
+    layer = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+    key = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
+    close(content[f"{key}.lora_down.weight"], tensors[f"{layer}.lora.down"], **exact)
+    close(content[f"{key}.lora_up.weight"], tensors[f"{layer}.lora.up"], **exact)
+    close(content[f"{key}.alpha"], torch.tensor(2.0), **exact)  # scale alpha / rank = 1
+
+
+def test_a_word_is_a_file_with_one_tensor_which_a1111_and_comfyui_take_as_the_embedding(sd, word, tmp_path):
+    content = load_file(export(word, tmp_path, sd) / WORDS)
+    assert len(content) == 1
+    close(content["<v>"], word.tensors["tokens"].squeeze(0), **exact)
+
+
+@pytest.mark.parametrize(("kind", "layout"), [("word", "kohya"), ("custom", "peft"), ("lora", "a1111")])
+def test_layouts_that_a_method_does_not_have_are_refused(sd, request, tmp_path, kind, layout):
+    with pytest.raises(ValueError, match=f"^layout: expected 'diffusers', or with lora .* got '{layout}' with"):
+        export(request.getfixturevalue(kind), tmp_path, sd, layout=layout)
+    assert not list(tmp_path.iterdir())
 
 
 def test_our_lora_comes_back(sd, lora, tmp_path):

@@ -144,5 +144,5 @@ def export(args):
 
     drawing.check_out(args, folder=True)
     sd, (concept,) = open_concepts(args, torch.float32)
-    folder = files.export(concept, args.out, sd)
+    folder = files.export(concept, args.out, sd, layout=args.format)
     print(f"wrote {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")

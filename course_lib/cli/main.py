@@ -90,7 +90,8 @@ COMPRESS = """\
   python -m course_lib.personalize compress --concept mochi.safetensors --keep 0.6 --out small.safetensors
 """
 EXPORT = """\
-  python -m course_lib.personalize export --concept mochi.safetensors --format diffusers --out mochi_diffusers
+  python -m course_lib.personalize export --concept mochi.safetensors --out mochi_diffusers
+  python -m course_lib.personalize export --concept mochi_lora.safetensors --format kohya --out for_a1111
 """
 
 
@@ -119,7 +120,8 @@ def options():
     add("--all", action="store_true", help="list all tensors")
     add = sub("export", "concepts", "write a concept for other tools (notebook 14)", EXPORT)
     common(add, out="FOLDER")
-    add("--format", choices=["diffusers"], default="diffusers", help="tool whose files are written (default diffusers)")
+    add("--format", choices=["diffusers", "kohya", "peft"], default="diffusers", help="tool whose files are written "
+        "(default diffusers); kohya and peft are for lora; A1111 and ComfyUI read kohya's file")  # fmt: skip
     return parser
 
 

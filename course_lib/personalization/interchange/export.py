@@ -8,11 +8,14 @@ Derived in: notebooks/14_multiple_concepts.ipynb, section "Which file opens wher
                                                                      _pipeline=pipe), without which nothing is loaded
                        <new1>.safetensors beside it                  pipe.load_textual_inversion(file)
     lora               pytorch_lora_weights.safetensors              pipe.load_lora_weights(folder)
+    lora, "kohya"      kohya_lora.safetensors (A1111, ComfyUI too)   pipe.load_lora_weights(folder, weight_name=...)
+    lora, "peft"       unet/adapter_model.safetensors, and settings  PeftModel.from_pretrained(pipe.unet, folder/unet)
     dreambooth, all    a pipeline folder                             StableDiffusionPipeline.from_pretrained(folder)
 """
 
 import contextlib
 import copy
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -26,26 +29,32 @@ from torch import Tensor
 
 from course_lib.environment import write_whole
 from course_lib.latent.stable_diffusion import StableDiffusion
+from course_lib.personalization import lora
 from course_lib.personalization.concept import Concept, applied, check_base, check_finite, check_tokens
 from course_lib.personalization.custom_diffusion import key_value_layers
-from course_lib.personalization.interchange.formats import CUSTOM, LORA, WORDS, folded, lora_pairs, together
+from course_lib.personalization.interchange import lora_files
+from course_lib.personalization.interchange.formats import CUSTOM, WORDS, folded, lora_pairs, together
 from course_lib.personalization.merge import uncompressed
 
 
 @torch.no_grad()
 def export(concept: Concept, folder: str | Path, sd: StableDiffusion, *, pipeline: bool = False,
-           dtype: torch.dtype = torch.float32) -> Path:  # fmt: skip
+           dtype: torch.dtype = torch.float32, layout: str = "diffusers") -> Path:  # fmt: skip
     """Write a concept as the files that other tools expect for its method; returns the folder.
 
     folder: made if it is missing.  sd: the base model.  dtype: of the numbers in the file.
     pipeline: write the whole model instead, with the weights folded in and the words in its tokenizer. That is large,
     but needs neither processors nor peft; DreamBooth is always written so.
+    layout: "diffusers"; for LoRA also "kohya", which A1111 and ComfyUI read, and "peft".
     Raises ValueError if the concept is of another base model, has a token that is the name of another's row, or numbers
-    that are not finite in this dtype.
+    that are not finite in this dtype, or if the layout is not one for its method.
     """
     check_base(sd, concept)
     check_tokens([concept])
     concept = uncompressed(sd, concept)
+    if layout not in ("diffusers", *(("kohya", "peft") if concept.method == "lora" and not pipeline else ())):
+        raise ValueError(f"layout: expected 'diffusers', or with lora 'kohya' or 'peft', got {layout!r} with "
+                         f"{concept.method}; A1111 and ComfyUI read a word in the layout 'diffusers'")  # fmt: skip
     folder = Path(folder).expanduser()
     tensors = {name: value.to(dtype) for name, value in concept.tensors.items()}
     check_finite(tensors, folder)
@@ -61,9 +70,13 @@ def export(concept: Concept, folder: str | Path, sd: StableDiffusion, *, pipelin
     if concept.method == "custom_diffusion":
         files[CUSTOM] = _processors(tensors, sd, dtype)
     if concept.method == "lora":
-        files[LORA] = {_lora_key(name): value for name, value in tensors.items()}
+        files = lora_files.written(tensors, layout)
     for name, content in files.items():
         _write(folder / name, content)
+        if layout == "peft":
+            rank, layers = concept.about["rank"], lora.LAYERS[name.split("/")[0]]
+            note = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": layers}
+            (folder / name).with_name("adapter_config.json").write_text(json.dumps(note), encoding="utf-8")
     return folder
 
 
@@ -95,14 +108,6 @@ def _processors(tensors: dict[str, Tensor], sd: StableDiffusion, dtype: torch.dt
         weight = tensors.get(f"unet.{name}.weight", layer.weight)
         files[f"{parent}.processor.{child}_custom_diffusion.weight"] = weight.to(dtype)
     return files
-
-
-def _lora_key(name: str) -> str:
-    """Our name of a thin matrix -> the one in diffusers' files, which keep CLIP's older layout."""
-    if name.startswith("unet."):
-        return f"{name}.weight"
-    name = name.removeprefix("text_encoder.").removeprefix("text_model.")
-    return f"text_encoder.text_model.{name}.weight".replace(".lora.", ".lora_linear_layer.")
 
 
 def _write_pipeline(concept: Concept, folder: Path, sd: StableDiffusion, dtype: torch.dtype) -> Path:

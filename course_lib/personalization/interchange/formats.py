@@ -12,6 +12,7 @@ from course_lib.latent.stable_diffusion import StableDiffusion
 
 WORDS, CUSTOM = "learned_embeds.safetensors", "pytorch_custom_diffusion_weights.safetensors"
 LORA, PEFT, DELTA = "pytorch_lora_weights.safetensors", "adapter_model.safetensors", "delta.bin"
+KOHYA = "kohya_lora.safetensors"
 
 
 def parameters(sd: StableDiffusion) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from course_lib.latent.stable_diffusion import StableDiffusion, load
 from course_lib.personalization.concept import FORMAT, Concept, check_finite
 from course_lib.personalization.custom_diffusion import key_value_layers
 from course_lib.personalization.interchange import formats, lora_files
-from course_lib.personalization.interchange.formats import CUSTOM, DELTA, LORA, PEFT, WORDS, few, together
+from course_lib.personalization.interchange.formats import CUSTOM, DELTA, KOHYA, LORA, PEFT, WORDS, few, together
 from course_lib.personalization.textual_inversion import rows_of
 
 # ---- reading ----
@@ -68,7 +68,7 @@ def load_foreign(path: str | Path, sd: StableDiffusion, words: dict[str, str] | 
 def _main_file(path: Path) -> Path:
     if path.is_file():
         return path
-    for known in (CUSTOM, LORA, PEFT, WORDS, DELTA):
+    for known in (CUSTOM, LORA, KOHYA, PEFT, WORDS, DELTA):
         for name in (known, known.replace("safetensors", "bin")):
             if (path / name).is_file():
                 return path / name

@@ -1,4 +1,4 @@
-"""LoRA files of diffusers, peft, kohya's scripts and ComfyUI: each has its own names for the layers.
+"""LoRA files of diffusers, peft, kohya's scripts, A1111 and ComfyUI: each has its own names for the layers.
 
 Derived in: notebooks/14_multiple_concepts.ipynb, section "Which file opens where".
 """
@@ -7,11 +7,12 @@ import json
 import re
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from course_lib.latent.stable_diffusion import StableDiffusion
 from course_lib.personalization import lora
-from course_lib.personalization.interchange.formats import folded, parameters
+from course_lib.personalization.interchange.formats import KOHYA, LORA, PEFT, folded, lora_pairs, parameters
 
 LORA_KEY = re.compile(r"(.+?)[._]lora(?:_linear_layer)?[._](down|up|A|B)(?:\.default)?\.weight")
 OTHERS = {"dora_scale": "DoRA", "lora_magnitude_vector": "DoRA", "hada_w1_a": "LoHa", "lokr_w": "LoKr"}
@@ -23,6 +24,35 @@ SPELLINGS = {
     "middle_block_2_": "mid_block_resnets_1_", "in_layers_2": "conv1", "out_layers_3": "conv2",  # Diffusion, whose
     "emb_layers_1": "time_emb_proj", "skip_connection": "conv_shortcut",  # names ComfyUI keeps
 }  # fmt: skip
+
+
+def written(tensors: dict[str, Tensor], layout: str) -> dict[str, dict[str, Tensor]]:
+    """{file: its tensors} of our LoRA tensors in the layout "diffusers", "peft" or "kohya".
+
+    kohya: the one that A1111, ComfyUI and kohya's scripts read, and diffusers too.  peft: a folder for each network.
+    """
+    if layout == "diffusers":
+        return {LORA: {_diffusers_key(name): value for name, value in tensors.items()}}
+    files = {}
+    for layer, (down, up) in lora_pairs(tensors).items():
+        part, _, name = layer.partition(".")
+        if layout == "peft":
+            content, key, halves = files.setdefault(f"{part}/{PEFT}", {}), f"base_model.model.{name}", ("A", "B")
+        else:  # a layer is scaled by alpha / rank, here 1
+            content, halves = files.setdefault(KOHYA, {}), ("down", "up")
+            name = name if part == "unet" else f"text_model.{name.removeprefix('text_model.')}"
+            key = f"lora_{'unet' if part == 'unet' else 'te'}_{name}".replace(".", "_")
+            content[f"{key}.alpha"] = torch.tensor(float(len(down)))
+        content |= {f"{key}.lora_{half}.weight": value for half, value in zip(halves, (down, up))}
+    return files
+
+
+def _diffusers_key(name: str) -> str:
+    """Our name of a thin matrix -> the one in diffusers' files, which keep CLIP's older layout."""
+    if name.startswith("unet."):
+        return f"{name}.weight"
+    name = name.removeprefix("text_encoder.").removeprefix("text_model.")
+    return f"text_encoder.text_model.{name}.weight".replace(".lora.", ".lora_linear_layer.")
 
 
 def refuse_other_adapters(content: dict, path: Path) -> None:
