@@ -21,8 +21,6 @@ NOTEBOOKS = sorted((REPO / "notebooks").glob("*.ipynb"))
 ADDRESS = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
 MAX_BYTES = 3_000_000
 MAX_LINES, MAX_MEDIAN = 25, 10  # of a code cell, and of the median one
-# Not yet cut to these lengths. Whoever rewrites one takes it off the list; nothing is added.
-LONG = {}
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
@@ -124,10 +122,7 @@ def test_cells_are_short(path):
     lengths = [len(cell.source.splitlines()) for cell in read(path).cells if written(cell)]
     long = max(lengths) > MAX_LINES or statistics.median(lengths) > MAX_MEDIAN
     text = f"longest cell {max(lengths)} lines, median {statistics.median(lengths):g}"
-    if path.stem in LONG:
-        assert long, f"{text}: take {path.stem} off the list LONG"
-    else:
-        assert not long, f"{text}; wanted at most {MAX_LINES} and {MAX_MEDIAN}"
+    assert not long, f"{text}; wanted at most {MAX_LINES} and {MAX_MEDIAN}"
 
 
 @each
