@@ -8,7 +8,8 @@ Each subject is learnt from its five pictures by each method, once for each trai
 evaluation prompts, from the same noises for all methods and seeds. The scores are those of
 course_lib/evaluation/personalized.py, one number for each prompt. Beside them: the subject fidelity of the method's own
 prompt before training, and the seconds, steps, tensors and bytes of a concept. personalization_samples.png has the
-first sample of each new scene. The methods' settings were chosen by measurements/tuning.py on other subjects.
+first sample of each new scene, personalization_tiles.png the same for each training seed and without labels: the
+record's "tiles" names its rows. The methods' settings were chosen by measurements/tuning.py on other subjects.
 """
 
 import argparse
@@ -166,7 +167,7 @@ def row(sampler: Sampler, name: str, method: str, seed: int) -> dict:
         for _ in finetune(sampler.sd, recipe):
             pass
         to_train, concept = time.perf_counter() - start, concept_of(recipe)
-        found = measure(sampler, subject, method if seed == SEEDS[0] else f"{method}_{seed}", words)
+        found = measure(sampler, subject, sample_name(method, seed), words)
     found["by_prompt"]["untouched_subject_fidelity"] = [
         round(v, 3) for v in sampler.fidelity_before[name, words].tolist()
     ]
@@ -177,24 +178,36 @@ def row(sampler: Sampler, name: str, method: str, seed: int) -> dict:
     )  # fmt: skip
 
 
-def sheet(args: argparse.Namespace, out: Path) -> None:
-    """All subjects in all new scenes, by the methods of ON_SHEET and by the renderer, if the samples are all there."""
-    tiles, labels = [], []
-    for name in SUBJECTS:
-        for method, label in ON_SHEET.items():
-            path = args.samples / f"{name}_{method}.png"
-            if not path.is_file():
-                print(f"{out}: not written, since {path} is missing")
-                return
-            strip = torch.from_numpy(np.array(Image.open(path)))  # (64, NEW * 64, 3)
-            tiles += strip.split(strip.shape[0], dim=1)
-            labels.append(f"{name}, {label}")
-        subject, prompts = subjects.SUBJECTS[name], subjects.prompts(name)[:NEW]
-        tiles += [torch.from_numpy(render(subject.spec(seed=0, **field))) for _, field in prompts]
-        labels.append(f"{name}, ground truth")
+def strip_of(args: argparse.Namespace, name: str, method: str, seed: int) -> np.ndarray:
+    """(64, NEW * 64, 3): a subject in the new scenes by a method, as `measure` saved it, or "truth", as rendered."""
+    if method == "truth":
+        fields = [field for _, field in subjects.prompts(name)[:NEW]]
+        return np.concatenate([render(subjects.SUBJECTS[name].spec(seed=0, **field)) for field in fields], axis=1)
+    return np.array(Image.open(args.samples / f"{name}_{sample_name(method, seed)}.png"))
+
+
+def sample_name(method: str, seed: int) -> str:
+    return method if seed == SEEDS[0] else f"{method}_{seed}"
+
+
+def sheets(args: argparse.Namespace) -> list[str]:
+    """Write the sheet with labels and the one with tiles alone, whose rows are returned, if all samples are there."""
+    shown = [*ON_SHEET, "truth"]
+    rows = [(name, method, seed) for name, method, seed in itertools.product(SUBJECTS, shown, SEEDS)
+            if seed == SEEDS[0] or method not in ("base", "truth")]  # fmt: skip
+    try:
+        strips = {row: strip_of(args, *row) for row in rows}
+    except FileNotFoundError as error:
+        print(f"personalization_samples.png: not written, since {error.filename} is missing")
+        return []
+    Image.fromarray(np.concatenate(list(strips.values()))).save(args.out.with_name("personalization_tiles.png"))
+    first = {row: strip for row, strip in strips.items() if row[2] == SEEDS[0]}
+    tiles = [tile for strip in first.values() for tile in torch.from_numpy(strip).split(strip.shape[0], dim=1)]
+    labels = [f"{name}, {ON_SHEET.get(method, 'ground truth')}" for name, method, _ in first]
     scenes = [scene.split()[-1] for scene in subjects.NEW_SCENES]
     fig = grid(torch.stack(tiles).permute(0, 3, 1, 2), NEW, "", labels, scenes, tile=0.7)
-    fig.savefig(out, dpi=110, bbox_inches="tight")
+    fig.savefig(args.out.with_name("personalization_samples.png"), dpi=110, bbox_inches="tight")
+    return [f"{name} {method} {seed}" for name, method, seed in rows]
 
 
 def add_sampling(parser: argparse.ArgumentParser, out: str, images: int) -> None:
@@ -224,7 +237,8 @@ def main() -> None:
             keys = ("rows", name, method, str(seed))
             found = records.fill(args.out, setting, keys, row, sampler, name, method, seed)
             print(*keys, {k: v for k, v in found.items() if isinstance(v, (int, float))}, flush=True)
-    sheet(args, args.out.with_name("personalization_samples.png"))
+    if rows := sheets(args):
+        records.write(args.out, records.read(args.out, setting) | dict(tiles=rows), measured=False)
 
 
 if __name__ == "__main__":
