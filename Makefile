@@ -56,6 +56,8 @@ lint: $(STAMP) ## ruff: rules and formatting
 
 claims: $(STAMP) ## measure the methods of Part 4 and judge the claims (rows that exist are kept)
 	$(PY) measurements/methods.py
+	$(PY) measurements/pairs.py
+	$(PY) measurements/styles.py
 	$(PY) measurements/claims.py
 
 readme: $(STAMP) ## fill the tables of README.md from data/results/ and data/checkpoints/

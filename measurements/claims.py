@@ -1,14 +1,15 @@
 """Judge the claims by what was measured: writes data/results/claims.json.
 
-    make claims                        both steps: rows that were measured with these weights and this dtype stay
+    make claims                        all four steps; rows that were measured with these weights and this dtype stay
     python measurements/methods.py     step 1: every method on every subject, data/results/personalization.json
-    python measurements/claims.py      step 2: this file; --fresh does its own experiments again
+    python measurements/pairs.py       step 2: two subjects in one picture, pairs.json
+    python measurements/styles.py      step 3: faces and styles, styles.json
+    python measurements/claims.py      step 4: this file; --fresh does its own experiments again
 
-C10 to C13 and C15 follow from step 1; C8, C14 and C16 to C19 have experiments in experiments.py, C21a and C21b in
-mixtures.py. The rules are in course_lib/evaluation/, the same for this record and for the notebooks. The pairs of
-C16 and C19 are those where the untouched model draws both nouns most often (`pairs`, `chosen`), whatever the methods
-do.
-C4 follows from data/results/spaces.json, which measurements/spaces.py writes, C20 from styles.json of styles.py.
+C10 to C13 and C15 follow from step 1; C8, C14 and C18 have experiments in experiments.py, C21a and C21b in
+mixtures.py; C16, C17 and C19 follow from step 2, C20 from step 3, C4 from spaces.json (spaces.py), and C1 to C3 from
+the records of Part 1.
+The rules are in course_lib/evaluation/, the same for this record and for the notebooks.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from course_lib.environment import RESULTS
 from course_lib.evaluation import rules_methods, rules_models
 from course_lib.evaluation.claims import CLAIMS, Finding, not_yet
 
-SINGLE = experiments.SINGLE | {"mixtures": mixtures.mixtures}
+EXPERIMENTS = experiments.EXPERIMENTS | {("mixtures",): mixtures.mixtures}
 
 
 def from_methods(table: dict) -> list[Finding]:
@@ -39,7 +40,7 @@ def from_methods(table: dict) -> list[Finding]:
 
 
 def from_experiments(done: dict, images: int) -> list[Finding]:
-    """C8, C14, C16 to C19, C21a and C21b, of the experiments that are done."""
+    """C8, C14, C18, C21a and C21b, of the experiments that are done."""
     found = [Finding("C8", **done["c8"])] if "c8" in done else []
     if "changes" in done:
         found += [
@@ -49,11 +50,24 @@ def from_experiments(done: dict, images: int) -> list[Finding]:
         ]
     found += [rules_methods.c18(done["compound"], images)] if "compound" in done else []
     found += mixtures.from_mixtures(done["mixtures"]) if "mixtures" in done else []
-    if done.get("two_subjects"):
-        scores = {names: pair["scores"] for names, pair in done["two_subjects"].items()}
-        merges = [pair["merge"] for pair in done["two_subjects"].values()]
-        found += [rules_methods.c16(scores), rules_methods.c17(merges), rules_methods.c19(scores)]
     return found
+
+
+def from_pairs(path: Path = RESULTS / "pairs.json") -> list[Finding]:
+    """C16, C17 and C19, from the record of measurements/pairs.py."""
+    if not path.is_file():
+        return []
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    learnt = {names: [row for seed, row in one.items() if seed != "known"] for names, one in rows.items()}
+    scores = {
+        names: rows[names]["known"] | {
+            label: {key: [row["scores"][label][key] for row in seeds] for key in seeds[0]["scores"][label]}
+            for label in seeds[0]["scores"]
+        }
+        for names, seeds in learnt.items() if seeds
+    }  # fmt: skip
+    merges = [row["merge"] for seeds in learnt.values() for row in seeds]
+    return [rules_methods.c16(scores), rules_methods.c17(merges), rules_methods.c19(scores)] if scores else []
 
 
 def from_spaces(path: Path = RESULTS / "spaces.json") -> list[Finding]:
@@ -80,7 +94,7 @@ def from_styles(path: Path = RESULTS / "styles.json") -> list[Finding]:
 
 def judged(done: dict, table: dict, sampler: Sampler) -> dict:
     """The entries of all claims, C1 to C21b, as the record keeps them."""
-    found = [*part1.findings(), *from_spaces(), *from_styles(), *from_methods(table)]
+    found = [*part1.findings(), *from_spaces(), *from_styles(), *from_pairs(), *from_methods(table)]
     found += from_experiments(done, sampler.args.images)
     known = {one.name: one for one in found}
     return {name: known.get(name, not_yet(name)).as_dict() for name in CLAIMS}
@@ -91,7 +105,6 @@ def main() -> None:
     parser.add_argument("--model", default="toybox", help="as for step 1")
     parser.add_argument("--rows", type=Path, default=RESULTS / "personalization.json", help="what step 1 wrote")
     parser.add_argument("--out", type=Path, default=RESULTS / "claims.json")
-    parser.add_argument("--samples", type=Path, default=Path("runs/claims"), help="folder for samples of pairs")
     records.add_options(parser)
     args = parser.parse_args()
     table = json.loads(args.rows.read_text(encoding="utf-8"))
@@ -100,23 +113,12 @@ def main() -> None:
     setting = sampler.setting()
     records.read(args.rows, setting)
     setting |= dict(made_by="measurements/claims.py")
-    result = records.start(args.out, setting, "experiments", "claims", fresh=args.fresh)
-    done = result["experiments"]
-
-    def write(measured: bool = True) -> None:
-        result["claims"] = judged(done, table["rows"], sampler)
-        records.write(args.out, result, measured)
-
-    for name, measure in SINGLE.items():
-        if name not in done:
-            done[name] = measure(sampler)
-            write()
-    both = done.setdefault("two_subjects", {})
-    for names in experiments.chosen(done["pairs"]):
-        if " ".join(names) not in both:
-            both[" ".join(names)] = experiments.two_subjects(sampler, names)
-            write()
-    write(measured=False)
+    records.start(args.out, setting, fresh=args.fresh)
+    for keys, measure in EXPERIMENTS.items():
+        records.fill(args.out, setting, ("experiments", *keys), measure, sampler)
+    result = records.read(args.out, setting)
+    result["claims"] = judged(result["experiments"], table["rows"], sampler)
+    records.write(args.out, result, measured=False)
     for name, claim in result["claims"].items():
         print(f"{name}: {claim['verdict'].upper()}: {claim['measured']}")
 

@@ -22,8 +22,8 @@ from dataclasses import replace
 from functools import partial
 
 import records
-from experiments import Pair
 from methods import VARIANTS, Sampler, add_sampling, pictures_of
+from pairs import Pair
 
 from course_lib.evaluation.personalized import by_prompt
 from course_lib.personalization import custom_diffusion
@@ -111,7 +111,7 @@ def merged(sampler: Sampler, concepts: list[Concept], ridge: float) -> dict:
 
 
 def together(sampler: Sampler, setting: dict, augment: bool, times: int) -> dict:
-    """Both subjects by joint training: the scores of experiments.Pair, means over prompts."""
+    """Both subjects by joint training: the scores of pairs.Pair, means over prompts."""
     pair, one = Pair(sampler, TUNED_ON), custom_diffusion.SETTINGS[sampler.sd.defaults.settings]
     learnt = [SubjectPictures(pictures_of(name), f"<v{k}>", SUBJECTS[name].noun) for k, name in enumerate(TUNED_ON, 1)]
     settings = replace(one, lr=setting["lr"], batch_size=setting["batch_size"], steps=times * setting["steps"])

@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 
 import claims as claims_measurement
-import experiments
 import nbformat
+import pairs as pairs_measurement
 import part1
 import pytest
 import torch
@@ -302,9 +302,9 @@ def test_the_pairs_are_those_that_the_untouched_model_draws():
     shares = {"a b": (0.7, 0.9), "b a": (0.8, 0.9), "a c": (0.9, 0.5), "b c": (0.65, 1.0), "c d": (0.2, 0.7)}
     rows = {names: dict(untouched=untouched, truth=truth) for names, (untouched, truth) in shares.items()}
     # "a b" is the same pair in its worse order, the judge cannot read "a c", and "c d" misses the premise
-    assert experiments.chosen(rows) == [("b", "a"), ("b", "c")]
+    assert pairs_measurement.chosen(rows) == [("b", "a"), ("b", "c")]
     none = {names: row | dict(untouched=row["untouched"] / 2) for names, row in rows.items()}
-    assert experiments.chosen(none) == [("b", "a")]  # for C17
+    assert pairs_measurement.chosen(none) == [("b", "a")]  # for C17
 
 
 def test_a_notebook_prints_what_the_record_keeps(tmp_path):
@@ -351,7 +351,7 @@ def test_the_shipped_verdicts_follow_from_the_shipped_rows():
     record, table = claims.load(), json.loads((RESULTS / "personalization.json").read_text())
     found = claims_measurement.from_methods(table["rows"])
     found += claims_measurement.from_experiments(record["experiments"], record["images"]) + part1.findings()
-    found += claims_measurement.from_spaces()
+    found += claims_measurement.from_spaces() + claims_measurement.from_styles() + claims_measurement.from_pairs()
     for one in found:
         entry = record["claims"][one.name]
         assert (entry["verdict"], entry["measured"]) == (one.verdict, one.measured), one.name
