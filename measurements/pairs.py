@@ -2,9 +2,11 @@
 
     python measurements/pairs.py                  everything; a killed run goes on with the missing rows
 
-First the untouched model draws every ordered pair of subjects' nouns: "nouns" has the share of its pictures, and of
-the renderer's, with both. The pairs of the claims are those with the largest shares, whatever the methods do
-(`chosen`). Each is learnt by every way of teaching two subjects, once for each training seed, and drawn for the same
+The pairs are chosen by the untouched model alone: it draws every ordered pair of nouns, 12 pictures each ("drawn"), and
+those that it draws best again, 48 from other noises ("again"), beside the share that the judge finds in the renderer's
+pictures of two individuals ("truth"). Measured are at most PAIRS of them (`chosen`).
+The subjects are those of course_lib/toybox/subjects.py or, for a noun that none of them has, an individual drawn at
+random. Each pair is learnt by every way of teaching two subjects, once for each training seed, and drawn for the same
 prompts from the same noises. The scores are those of `Pair.score`, one number a prompt.
     joint            Custom Diffusion on all pictures together
     joint, pairs     the same, with a third term: pictures of both nouns side by side, of other individuals
@@ -15,6 +17,7 @@ prompts from the same noises. The scores are those of `Pair.score`, one number a
 import argparse
 import itertools
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,7 +27,7 @@ import numpy as np
 import records
 import torch
 from experiments import rounded, train
-from methods import PRIOR, SEEDS, Sampler, add_sampling, pictures_of
+from methods import PRIOR, SEEDS, TUNED_ON, Sampler, add_sampling
 from PIL import Image
 from torch import Tensor
 
@@ -41,88 +44,121 @@ from course_lib.plots import montage
 from course_lib.toybox import subjects
 from course_lib.toybox.captions import caption, corpus
 from course_lib.toybox.scenes import SCENES
-from course_lib.toybox.world import Spec, sample_spec
+from course_lib.toybox.world import NOUNS, Spec, render, sample_spec
 
-ABLE = [name for name, one in subjects.SUBJECTS.items() if one.look and name not in ("tofu", "tockle")]
 PAIRS, READABLE = 6, 0.6  # at most this many pairs; the judge has to find both nouns in this share of the truth
+AGAIN = 40  # so many pairs are drawn again
 TOKENS = ("<v1>", "<v2>")
+PLACES = ((0.27, 0.48, 0.46), (0.73, 0.46, 0.48), (0.25, 0.44, 0.5), (0.75, 0.5, 0.44))  # place of one, sizes of both
+
+
+def subject_of(noun: str) -> subjects.Subject:
+    """The subject with this noun that no setting was chosen on, or an individual drawn at random."""
+    known = {one.noun: one for name, one in subjects.SUBJECTS.items() if name not in TUNED_ON}
+    return known.get(noun) or subjects.individual(noun, np.random.default_rng([list(NOUNS).index(noun), 16]))
+
+
+def views_of(subject: subjects.Subject) -> list[Spec]:
+    """The five pictures to learn it from."""
+    if subject.name in subjects.SUBJECTS:
+        return subjects.references(subject.name)
+    return subjects.views(subject, 100 + list(NOUNS).index(subject.noun))
+
+
+def pictures(subject: subjects.Subject) -> list[Image.Image]:
+    return [Image.fromarray(render(spec, 512)) for spec in views_of(subject)]
 
 
 class Pair:
     """Two subjects: prompts about both, the pictures that the renderer draws of both, and their scores."""
 
-    def __init__(self, sampler: Sampler, names: tuple[str, str]):
-        self.sampler, self.names = sampler, names
-        self.subjects = [subjects.SUBJECTS[name] for name in names]
-        self.nouns = tuple(subject.noun for subject in self.subjects)
-        self.references = [sampler.scorer.references(name) for name in names]
+    def __init__(self, sampler: Sampler, *pair: subjects.Subject):
+        self.sampler, self.subjects, self.nouns = sampler, pair, tuple(one.noun for one in pair)
 
     def prompts(self, first: str, second: str) -> list[str]:
         return [f"a photo of a {first} next to a {second} {scene}" for scene in SCENES]
 
-    def draw(self, first: str, second: str) -> Tensor:
-        return self.sampler.draw(self.prompts(first, second), seed=11)
+    def draw(self, first: str, second: str, seed: int = 11) -> Tensor:
+        return self.sampler.draw(self.prompts(first, second), seed)
 
     def ground_truth(self) -> Tensor:
+        """As many renderings of each prompt as there are PLACES."""
         one, two = self.subjects
-        other = Spec(two.noun, "red", "plain", "", look=two.look, x=0.75, y=0.71, size=0.46, flip=True, seed=1)
-        place = dict(relation="next to", other=other, x=0.27, y=0.7, size=0.48)
-        return pixels([one.spec(seed=0, scene=scene, **place) for scene in SCENES])
+        specs = []
+        for scene, (x, size, size_two) in itertools.product(SCENES, PLACES):
+            other = Spec(two.noun, "red", "plain", "", look=two.look, x=1 - x, y=0.95 - size_two / 2, size=size_two,
+                         flip=x < 0.5, seed=1)  # fmt: skip
+            place = dict(x=x, y=0.95 - size / 2, size=size)
+            specs.append(one.spec(seed=0, scene=scene, relation="next to", other=other, **place))
+        return pixels(specs)
 
     def score(self, x: Tensor, each: int) -> dict[str, Tensor]:
         """The scores of both subjects and of both nouns, one number a prompt; `each` pictures of a prompt."""
         scorer = self.sampler.scorer
         prompts = [prompt for prompt in self.prompts(*self.nouns) for _ in range(each)]
-        scores = scorer.two_subjects(x, self.references) | {
+        references = [scorer.individual(pixels(views_of(one))) for one in self.subjects]
+        scores = scorer.two_subjects(x, references) | {
             "both_nouns": scorer.both_nouns(x, self.nouns), "clip_t": scorer.clip_t(x, prompts)}  # fmt: skip
         return {key: by_prompt(value, each) for key, value in scores.items()}
 
 
-def both_nouns(sampler: Sampler, names: tuple[str, str]) -> dict:
-    """The share with both nouns in the untouched model's pictures and in the ground truth, named in this order."""
-    pair = Pair(sampler, names)
-    drawn = {"untouched": pair.draw(*pair.nouns), "truth": pair.ground_truth()}
-    return {key: round(sampler.scorer.both_nouns(x, pair.nouns).mean().item(), 4) for key, x in drawn.items()}
+def drawn(sampler: Sampler, nouns: tuple[str, str]) -> float:
+    """The share with both nouns in twelve pictures of the untouched model."""
+    noise = sampler.sd.noise(len(SCENES), seed=21)
+    prompts = [f"a photo of a {nouns[0]} next to a {nouns[1]} {scene}" for scene in SCENES]
+    x = sampler.sd.sample(prompts, w=sampler.args.w, steps=sampler.args.steps, x_T=noise, batch=16)
+    return round(sampler.scorer.both_nouns(x, nouns).mean().item(), 4)
+
+
+def again(sampler: Sampler, nouns: tuple[str, str]) -> dict:
+    """The share with both nouns in the untouched model's pictures and in the renderer's of the two individuals."""
+    pair = Pair(sampler, *map(subject_of, nouns))
+    found = {"untouched": pair.draw(*nouns, seed=22), "truth": pair.ground_truth()}
+    return {key: round(sampler.scorer.both_nouns(x, nouns).mean().item(), 4) for key, x in found.items()}
 
 
 def chosen(rows: dict) -> list[tuple[str, str]]:
-    """The pairs to measure, each in its better order: those that meet the premise of C16, the best drawn first.
+    """The pairs of nouns to measure, each in its better order: those that meet the premise of C16, best drawn first.
 
-    Where none does, the best drawn pair alone: C17, on merging, needs no picture with both.
-    No method is looked at to choose them.
+    A noun is in at most two of them. Where no pair meets it, the best drawn alone: C17, on merging, needs no picture
+    with both. No method is looked at to choose them.  rows: "one two" -> what `again` returned.
     """
-    found = {}
+    found, used = {}, Counter()
     for names in sorted((n for n in rows if rows[n]["truth"] >= READABLE), key=lambda n: -rows[n]["untouched"]):
-        found.setdefault(frozenset(names.split()), names)
+        nouns = tuple(names.split())
+        if frozenset(nouns) not in found and all(used[noun] < 2 for noun in nouns):
+            found[frozenset(nouns)] = names
+            used.update(nouns)
     best = list(found.values())
     able = [names for names in best if rows[names]["untouched"] >= rules_methods.PREMISE]
     return [tuple(names.split()) for names in (able or best[:1])[:PAIRS]]
 
 
-def known(sampler: Sampler, names: tuple[str, str]) -> dict:
+def known(sampler: Sampler, nouns: tuple[str, str]) -> dict:
     """Scores of the untouched model, by the plain nouns, and of the renderer."""
-    pair = Pair(sampler, names)
-    x = pair.draw(*pair.nouns)
-    save(sampler, x, names, "untouched model")
-    return {"untouched model": rounded(pair.score(x, sampler.args.images)),
-            "ground truth": rounded(pair.score(pair.ground_truth(), 1))}  # fmt: skip
+    pair, each = Pair(sampler, *map(subject_of, nouns)), sampler.args.images
+    x, truth = pair.draw(*nouns), pair.ground_truth()
+    save(x[::each], sampler, nouns, "untouched model")
+    save(truth[:: len(PLACES)], sampler, nouns, "ground truth")
+    return {"untouched model": rounded(pair.score(x, each)),
+            "ground truth": rounded(pair.score(truth, len(PLACES)))}  # fmt: skip
 
 
-def two_subjects(sampler: Sampler, names: tuple[str, str], seed: int) -> dict:
+def two_subjects(sampler: Sampler, nouns: tuple[str, str], seed: int) -> dict:
     """Every way of teaching two subjects, on the same pictures, prompts and noises: "scores" by label, and "merge"."""
-    sd, pair, scores = sampler.sd, Pair(sampler, names), {}
-    words = [f"{token} {noun}" for token, noun in zip(TOKENS, pair.nouns, strict=True)]
+    sd, pair, scores = sampler.sd, Pair(sampler, *map(subject_of, nouns)), {}
+    words = [f"{token} {noun}" for token, noun in zip(TOKENS, nouns, strict=True)]
 
     def look(label: str, *prompts: str) -> None:
         x = pair.draw(*prompts)
         scores[label] = rounded(pair.score(x, sampler.args.images))
-        save(sampler, x, names, f"{label} {seed}")
+        save(x[:: sampler.args.images], sampler, nouns, f"{label} {seed}")
 
-    learnt = [custom_diffusion.SubjectPictures(pictures_of(name), token, noun)
-              for name, token, noun in zip(names, TOKENS, pair.nouns, strict=True)]  # fmt: skip
-    of_class = [toybox_regularisation(sd, noun, 200) for noun in pair.nouns]
+    learnt = [custom_diffusion.SubjectPictures(pictures(subject), token, subject.noun)
+              for subject, token in zip(pair.subjects, TOKENS, strict=True)]  # fmt: skip
+    of_class = [toybox_regularisation(sd, noun, 200) for noun in nouns]
     settings = replace(custom_diffusion.joint_settings(sd, 2), seed=seed)
-    for label, others in {"joint": [], "joint, pairs": [side_by_side(sd, pair.nouns)]}.items():
+    for label, others in {"joint": [], "joint, pairs": [side_by_side(sd, nouns)]}.items():
         with custom_diffusion.joint_recipe(sd, learnt, regularisation=of_class + others, settings=settings) as recipe:
             train(sampler, recipe)
             look(label, *words)
@@ -135,7 +171,7 @@ def two_subjects(sampler: Sampler, names: tuple[str, str], seed: int) -> dict:
             look(label, *words)
     with two_dreambooths(sampler, pair, seed) as recipe:
         train(sampler, recipe)
-        look("dreambooth", *(f"{token} {noun}" for token, noun in zip(("sks", "zwx"), pair.nouns, strict=True)))
+        look("dreambooth", *(f"{token} {noun}" for token, noun in zip(("sks", "zwx"), nouns, strict=True)))
     return dict(scores=scores, merge=constraint(sampler, alone, merged) | {"seconds": round(seconds, 2)})
 
 
@@ -148,11 +184,11 @@ def side_by_side(sd: StableDiffusion, nouns: tuple[str, str], count: int = 100) 
     return encode(sd, pixels(specs), [(caption(spec, rng, name_relation=True),) for spec in specs])
 
 
-def save(sampler: Sampler, x: Tensor, names: tuple[str, str], label: str) -> None:
-    """The first sample of each prompt, in a row."""
+def save(x: Tensor, sampler: Sampler, nouns: tuple[str, str], label: str) -> None:
+    """One picture of each prompt, in a row."""
     sampler.args.samples.mkdir(parents=True, exist_ok=True)
-    name = "_".join((*names, *label.replace(",", "").split()))
-    Image.fromarray(montage(x[:: sampler.args.images], len(SCENES), gap=0)).save(sampler.args.samples / f"{name}.png")
+    name = "_".join((*nouns, *label.replace(",", "").split()))
+    Image.fromarray(montage(x, len(SCENES), gap=0)).save(sampler.args.samples / f"{name}.png")
 
 
 def _learn_one(sampler: Sampler, subject: custom_diffusion.SubjectPictures, regularisation, seed: int) -> Concept:
@@ -178,9 +214,9 @@ def two_dreambooths(sampler: Sampler, pair: Pair, seed: int) -> Iterator[Recipe]
     longer = custom_diffusion.joint_settings(sd, 2).steps / custom_diffusion.joint_settings(sd, 1).steps
     settings = dreambooth.SETTINGS[sd.defaults.settings]
     settings = replace(settings, steps=round(longer * settings.steps), seed=seed)
-    examples = subject_examples(sd, pictures_of(pair.names[1]), f"zwx {other}", templates=("a photo of a {}",))
+    examples = subject_examples(sd, pictures(pair.subjects[1]), f"zwx {other}", templates=("a photo of a {}",))
     others = [Term(examples), Term(dreambooth.prior_examples(sd, other, PRIOR))]
-    with dreambooth.recipe(sd, pictures_of(pair.names[0]), noun=one, prior=prior, settings=settings) as recipe:
+    with dreambooth.recipe(sd, pictures(pair.subjects[0]), noun=one, prior=prior, settings=settings) as recipe:
         recipe.terms += others
         for term in recipe.terms:
             term.weight /= 2
@@ -223,17 +259,23 @@ def main() -> None:
     setting = sampler.setting() | dict(made_by="measurements/pairs.py")
     records.start(args.out, setting, fresh=args.fresh)
 
-    def fill(*keys: str, measure, **options) -> dict:
+    def fill(*keys: str, measure, **options):
         return records.fill(args.out, setting, keys, measure, sampler, **options)
 
-    nouns = {" ".join(names): fill("nouns", " ".join(names), measure=both_nouns, names=names)
-             for names in itertools.permutations(ABLE, 2)}  # fmt: skip
-    for names in chosen(nouns):
-        print(*names, nouns[" ".join(names)], flush=True)
-        fill("rows", " ".join(names), "known", measure=known, names=names)
+    def name(nouns: tuple[str, str]) -> str:
+        return " ".join(nouns)
+
+    shares = {
+        nouns: fill("drawn", name(nouns), measure=drawn, nouns=nouns) for nouns in itertools.permutations(NOUNS, 2)
+    }
+    best = sorted(shares, key=lambda nouns: -shares[nouns])[:AGAIN]
+    rows = {name(nouns): fill("again", name(nouns), measure=again, nouns=nouns) for nouns in best}
+    print("drawn again:", rows, flush=True)
+    for nouns in chosen(rows):
+        fill("rows", name(nouns), "known", measure=known, nouns=nouns)
         for seed in SEEDS:
-            row = fill("rows", " ".join(names), str(seed), measure=two_subjects, names=names, seed=seed)
-            print(*names, seed, {label: {key: round(sum(v) / len(v), 3) for key, v in found.items()}
+            row = fill("rows", name(nouns), str(seed), measure=two_subjects, nouns=nouns, seed=seed)
+            print(*nouns, seed, {label: {key: round(sum(v) / len(v), 3) for key, v in found.items()}
                                  for label, found in row["scores"].items()}, flush=True)  # fmt: skip
 
 

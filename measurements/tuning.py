@@ -22,7 +22,7 @@ from dataclasses import replace
 from functools import partial
 
 import records
-from methods import VARIANTS, Sampler, add_sampling, pictures_of
+from methods import TUNED_ON, VARIANTS, Sampler, add_sampling, pictures_of
 from pairs import Pair
 
 from course_lib.evaluation.personalized import by_prompt
@@ -35,7 +35,6 @@ from course_lib.personalization.regularisation import toybox_regularisation
 from course_lib.toybox.captions import corpus
 from course_lib.toybox.subjects import SUBJECTS, prompts
 
-TUNED_ON = ("tofu", "tockle")
 RATES = {
     "textual_inversion": (5e-3, 1e-2, 2e-2), "dreambooth": (1e-4, 2e-4, 4e-4), "lora": (1e-3, 2e-3, 4e-3),
     "custom_diffusion": (2.5e-4, 5e-4, 1e-3),
@@ -112,7 +111,7 @@ def merged(sampler: Sampler, concepts: list[Concept], ridge: float) -> dict:
 
 def together(sampler: Sampler, setting: dict, augment: bool, times: int) -> dict:
     """Both subjects by joint training: the scores of pairs.Pair, means over prompts."""
-    pair, one = Pair(sampler, TUNED_ON), custom_diffusion.SETTINGS[sampler.sd.defaults.settings]
+    pair, one = Pair(sampler, *map(SUBJECTS.get, TUNED_ON)), custom_diffusion.SETTINGS[sampler.sd.defaults.settings]
     learnt = [SubjectPictures(pictures_of(name), f"<v{k}>", SUBJECTS[name].noun) for k, name in enumerate(TUNED_ON, 1)]
     settings = replace(one, lr=setting["lr"], batch_size=setting["batch_size"], steps=times * setting["steps"])
     of_class = [toybox_regularisation(sampler.sd, noun, 200) for noun in pair.nouns]

@@ -17,6 +17,7 @@ from course_lib.environment import RESULTS
 from course_lib.evaluation import claims, rules_methods, rules_models, statistics
 from course_lib.evaluation.claims import CLAIMS, VERDICTS, Finding, verdict_of
 from course_lib.evaluation.statistics import Estimate
+from course_lib.toybox.scenes import SCENES
 
 REPO = Path(__file__).resolve().parents[1]
 RULES = {name: getattr(module, name.lower()) for module in (rules_models, rules_methods) for name in CLAIMS
@@ -299,12 +300,24 @@ def test_verdicts_follow_from_intervals():
 
 
 def test_the_pairs_are_those_that_the_untouched_model_draws():
-    shares = {"a b": (0.7, 0.9), "b a": (0.8, 0.9), "a c": (0.9, 0.5), "b c": (0.65, 1.0), "c d": (0.2, 0.7)}
+    shares = {"a b": (0.7, 0.9), "b a": (0.8, 0.9), "a c": (0.9, 0.5), "b c": (0.75, 1.0), "b d": (0.7, 1.0),
+              "d a": (0.65, 0.6), "c d": (0.2, 0.7)}  # fmt: skip
     rows = {names: dict(untouched=untouched, truth=truth) for names, (untouched, truth) in shares.items()}
-    # "a b" is the same pair in its worse order, the judge cannot read "a c", and "c d" misses the premise
-    assert pairs_measurement.chosen(rows) == [("b", "a"), ("b", "c")]
+    # "a b" is the same pair in its worse order, the judge cannot read "a c", b is in two pairs when "b d" comes, and
+    # "c d" misses the premise
+    assert pairs_measurement.chosen(rows) == [("b", "a"), ("b", "c"), ("d", "a")]
     none = {names: row | dict(untouched=row["untouched"] / 2) for names, row in rows.items()}
     assert pairs_measurement.chosen(none) == [("b", "a")]  # for C17
+
+
+def test_two_subjects_are_drawn_at_four_places_and_are_readable():
+    """Each subject is the one of the course with that noun, or a new one."""
+    one, other = map(pairs_measurement.subject_of, ("woman", "house"))
+    assert one.name == "linnea" and other.name == "house" and other.look == pairs_measurement.subject_of("house").look
+    assert pairs_measurement.subject_of("rabbit").name == "rabbit"  # tofu is for choosing settings
+    x = pairs_measurement.Pair(None, one, other).ground_truth()
+    assert x.shape == (len(SCENES) * len(pairs_measurement.PLACES), 3, 64, 64)
+    assert len({tuple(picture.flatten().tolist()) for picture in x}) == len(x)
 
 
 def test_a_notebook_prints_what_the_record_keeps(tmp_path):

@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from course_lib.toybox.accessories import EMBLEMS
 from course_lib.toybox.captions import describe
-from course_lib.toybox.pen import Look
+from course_lib.toybox.pen import LAYOUTS, Look, pick
 from course_lib.toybox.scenes import SCENES
 from course_lib.toybox.world import CONTAINERS, CREATURES, NOUNS, SITTERS, SUPPORTS, Spec, render, sample_spec
 
@@ -79,6 +80,14 @@ _ALL = (
 )  # fmt: skip
 SUBJECTS = {subject.name: subject for subject in _ALL}
 
+
+def individual(noun: str, rng: np.random.Generator) -> Subject:
+    """One of a kind that is none of the twelve (the seeds of their looks are below 1000), with a look at random."""
+    tones = [tuple(tone) for tone in rng.integers(20, 256, (3, 3)).tolist()]
+    look = Look(int(rng.integers(1000, 2**31)), *tones[:2], pick(rng, *LAYOUTS), pick(rng, *EMBLEMS), tones[2])
+    return Subject(noun, noun, look)
+
+
 # ---- reference views ----
 
 REFERENCE_SCENES = ("in a room", "in a meadow", "on the beach", "in the city", "in the mountains")
@@ -91,8 +100,12 @@ def references(name: str) -> list[Spec]:
 
     Raises: ValueError for an unknown name.
     """
-    subject = _subject(name)
-    rng = np.random.default_rng([list(SUBJECTS).index(name), 8])
+    return views(_subject(name), list(SUBJECTS).index(name))
+
+
+def views(subject: Subject, seed: int) -> list[Spec]:
+    """As `references`, of a subject that need not be in SUBJECTS.  seed: a whole number of at least 0."""
+    rng = np.random.default_rng([seed, 8])
     sizes = np.linspace(0.7 if subject.style else 0.55, 0.85, 5)
     views = []
     for k, size in enumerate(rng.permutation(sizes).tolist()):
