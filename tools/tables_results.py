@@ -9,7 +9,7 @@ from tables import estimate, read, table
 from course_lib.environment import CHECKPOINTS
 from course_lib.evaluation.personalized import SCORES
 from course_lib.evaluation.rules_methods import over_seeds
-from course_lib.evaluation.statistics import jackknife, over_subjects, share
+from course_lib.evaluation.statistics import jackknife, mean, over_subjects, share
 
 
 def quality() -> str:
@@ -193,5 +193,56 @@ def tuning() -> str:
         "lengths. Score: subject fidelity times prompt fidelity. Measured by `python measurements/tuning.py` on tofu "
         f"and tockle: {run['images']} samples of each prompt, {run['steps']} steps, w = {run['w']:g}, seed "
         f"{run['seed']}, {run['dtype']}, {run['device']}, {run['date']}."
+    )
+    return table(*rows) + f"\n\n{note}"
+
+
+def two_subjects() -> str:
+    """Two subjects in one picture, by every way of teaching them: means over pairs, with intervals over pairs."""
+    run, keys = read("pairs.json"), ("both_nouns", "subject_fidelity", "lower_subject_fidelity", "clip_t")
+    rows = [("", "both nouns", "subject fidelity, mean of the two", "the lower of the two", "CLIP-T")]
+    seeds = {nouns: [row for seed, row in one.items() if seed != "known"] for nouns, one in run["rows"].items()}
+    known = [one["known"] for one in run["rows"].values()]
+    rows += [(label, *(f"{over_subjects([one[label][key] for one in known])}" for key in keys)) for label in known[0]]
+    for label in next(iter(seeds.values()))[0]["scores"]:
+        values = {key: over_subjects([[row["scores"][label][key] for row in one] for one in seeds.values()])
+                  for key in keys}  # fmt: skip
+        rows.append((label, *(f"{value}" for value in values.values())))
+    note = (
+        f"Means over {len(seeds)} pairs ({', '.join(seeds)}) and {len(next(iter(seeds.values())))} training seeds, "
+        "with 95 % intervals over pairs (Student's t). Measured by `python measurements/pairs.py`: 12 prompts of "
+        f"{run['images']} samples, {run['steps']} DDIM steps, w = {run['w']:g}, {run['dtype']}, {run['device']}, "
+        f"{run['date']}."
+    )
+    return table(*rows) + f"\n\n{note}"
+
+
+def styles() -> str:
+    """Faces and styles, by every method that learnt them; intervals over prompts."""
+    run = read("styles.json")
+    rows = [("learnt", "by", "fidelity", "noun kept", "scene kept")]
+
+    def row(what: str, by: str, found: list[dict], key: str = "style_fidelity") -> tuple:
+        score, *kept = (over_seeds_of(found, name) for name in (key, "noun", "scene"))
+        return what, by.replace("_", " "), score, *kept
+
+    def over_seeds_of(found: list[dict], key: str) -> str:
+        if key not in found[0]:
+            return ""
+        return f"{mean([statistics.mean(values) for values in zip(*(one[key] for one in found), strict=True)]):.2f}"
+
+    ends = {"untouched": "untouched model, without the style's words", "truth": "the renderer"}
+    for name, methods in run["styles"].items():
+        rows += [row(name, label, [run["known"][name][key]]) for key, label in ends.items()]
+        rows += [row(name, method, list(found.values())) for method, found in methods.items()]
+    for name, methods in run["faces"].items():
+        found = {method: [one["by_prompt"] for one in seeds.values()] for method, seeds in methods.items()}
+        rows += [row(name, method, ones, "subject_fidelity") for method, ones in found.items()]
+        rows.append(row(name, ends["truth"], [{"subject_fidelity": run["known"][name]["truth"]}], "subject_fidelity"))
+    note = (
+        "Fidelity: of a style 0 for plain renderings and 1 for renderings in it, of a face subject fidelity; means "
+        "over prompts and training seeds, with 95 % intervals over prompts (Student's t). Measured by `python "
+        f"measurements/styles.py`: {run['images']} samples of each prompt, {run['steps']} DDIM steps, w = "
+        f"{run['w']:g}, {run['dtype']}, {run['device']}, {run['date']}."
     )
     return table(*rows) + f"\n\n{note}"
