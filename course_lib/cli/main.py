@@ -43,7 +43,7 @@ Four methods, from the smallest file to the largest (sizes with Stable Diffusion
         --class-noun cat --token "<mochi>" --out mochi_ti.safetensors
 
   lora: adds low-rank matrices to the attention layers and trains them. 3 MB. Notebook 12.
-    python -m course_lib.personalize train --method lora --rank 4 --images data/subjects/mochi \\
+    python -m course_lib.personalize train --method lora --images data/subjects/mochi \\
         --class-noun cat --out mochi_lora.safetensors
 
   custom-diffusion: trains a new word, and the keys and values of cross-attention. 77 MB. Notebook 13. Several subjects
@@ -174,7 +174,7 @@ def train_options(add):
     add("--lr", type=float, metavar="X", help="learning rate; halve it if pictures break, double it if nothing is "
         "learnt; default per method: 2e-2 to 2e-4 with toybox, else 2e-3 to 5e-6")  # fmt: skip
     add("--batch-size", type=int, metavar="N", help="pictures a step, more is steadier and slower; default: 1 to 8")
-    add("--rank", type=int, metavar="N", help="lora: rank of its matrices, 4 to 16 (default 4)")
+    add("--rank", type=int, metavar="N", help="lora: rank of its matrices, 4 to 16 (default: 16 for toybox, else 4)")
     add("--vectors", type=int, metavar="N", help="textual-inversion: num_vectors, rows for the word; 1 follows "
         "prompts best, 4 gives more likeness (default 1)")  # fmt: skip
     add("--prior", type=int, metavar="N", help="dreambooth, lora: class images that the model draws first and is then "

@@ -18,7 +18,7 @@ from course_lib.personalization.examples import Examples, resized_examples, subj
 from course_lib.personalization.recipe import Recipe, Settings, Term, new_recipe, unfreeze
 from course_lib.personalization.textual_inversion import new_tokens
 
-SETTINGS = {"toybox": Settings(steps=300, lr=5e-4), "sd15": Settings(steps=250, lr=8e-5, batch_size=8)}
+SETTINGS = {"toybox": Settings(steps=80, lr=1e-3), "sd15": Settings(steps=250, lr=8e-5, batch_size=8)}
 
 
 @dataclass

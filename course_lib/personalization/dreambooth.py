@@ -12,7 +12,7 @@ from course_lib.latent.text import check_noun
 from course_lib.personalization.examples import Examples, generated_examples, subject_examples
 from course_lib.personalization.recipe import Recipe, Settings, Term, new_recipe, unfreeze
 
-SETTINGS = {"toybox": Settings(steps=200, lr=2e-4), "sd15": Settings(steps=800, lr=5e-6, batch_size=1)}
+SETTINGS = {"toybox": Settings(steps=80, lr=2e-4), "sd15": Settings(steps=800, lr=5e-6, batch_size=1)}
 
 
 @contextmanager

@@ -14,7 +14,8 @@ from course_lib.personalization.dreambooth import terms_of, trained_networks
 from course_lib.personalization.examples import Examples
 from course_lib.personalization.recipe import Recipe, Settings, new_recipe
 
-SETTINGS = {"toybox": Settings(steps=200, lr=3e-3), "sd15": Settings(steps=800, lr=1e-4, batch_size=1)}
+SETTINGS = {"toybox": Settings(steps=60, lr=4e-3, batch_size=8), "sd15": Settings(steps=800, lr=1e-4, batch_size=1)}
+RANK = {"toybox": 16, "sd15": 4}  # default of `recipe`: measurements/tuning.py; diffusers' script
 LAYERS = {  # of every attention, as in diffusers' LoRA script
     "unet": ("to_q", "to_k", "to_v", "to_out.0"),
     "text_encoder": ("q_proj", "k_proj", "v_proj", "out_proj"),
@@ -22,17 +23,20 @@ LAYERS = {  # of every attention, as in diffusers' LoRA script
 
 
 @contextmanager
-def recipe(sd: StableDiffusion, images, *, noun: str, token: str = "sks", rank: int = 4, prior: Examples | None = None,
-           prior_weight: float = 1.0, text: bool = False, captions: Sequence[str] | None = None, flip: bool = False,
+def recipe(sd: StableDiffusion, images, *, noun: str, token: str = "sks", rank: int | None = None,
+           prior: Examples | None = None, prior_weight: float = 1.0, text: bool = False,
+           captions: Sequence[str] | None = None, flip: bool = False,
            settings: Settings | None = None) -> Iterator[Recipe]:  # fmt: skip
     """DreamBooth's loss, with W_0 + B A in place of a new W in every attention layer.
 
-    Source: Hu et al. 2022, section 4.  rank: of B A.  Other arguments as in `dreambooth.recipe`.
+    Source: Hu et al. 2022, section 4.  rank: of B A; None: that of the base model (RANK).  Other arguments as in
+    `dreambooth.recipe`.
     The initial values of A depend on settings.seed and differ from layer to layer; B starts at 0.
     Derived in: notebooks/12_dreambooth.ipynb, section "LoRA: the same with few numbers".
     """
     terms, about = terms_of(sd, images, noun, token, prior, prior_weight, captions, flip)
     settings = settings or SETTINGS[sd.defaults.settings]
+    rank = RANK[sd.defaults.settings] if rank is None else rank
     recipe = new_recipe(sd, "lora", terms, settings, **about, rank=rank, text=text)
     recipe.trains_text = text
     with attach(trained_networks(sd, text), rank, settings.seed) as recipe.params:
