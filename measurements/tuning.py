@@ -11,8 +11,11 @@ A step depends on the seed and its number alone, so step n shows what a training
     seconds    of training until there, without drawing
 Chosen is the setting that costs least, counted in pictures seen, among those whose mean score over both subjects is
 within CLOSE of the method's best; of two at the same cost, the one with the better score. Beside it, one more option of
-a method is varied at the chosen setting (EXTRA). Of both subjects together: the ridge of a merge (RIDGES), and joint
-training with pictures of one size or of several, and with as many or twice as many steps as one subject takes (JOINT).
+a method is varied at the chosen setting (EXTRA); of LoRA's ranks the lowest within CLOSE of the best is chosen.
+Of both subjects together: the ridge of a merge (RIDGES), chosen is the one that changes the weights least within CLOSE
+of the best; and joint training on the pictures with captions, or without them in several sizes and places, for as many
+or twice as many steps as one subject takes, at half or the whole of its rate (JOINT): chosen is the highest of the
+lower subject fidelities.
 """
 
 import argparse
@@ -25,6 +28,7 @@ import records
 from methods import TUNED_ON, VARIANTS, Sampler, add_sampling, pictures_of
 from pairs import Pair
 
+from course_lib.data.pictures import picture_files
 from course_lib.evaluation.personalized import by_prompt
 from course_lib.personalization import custom_diffusion
 from course_lib.personalization.concept import Concept, applied, concept_of
@@ -43,7 +47,7 @@ BATCHES = (4, 8)
 SEEN = (160, 320, 480, 800)  # pictures of the subject: steps times batch size
 EXTRA = {"lora": ("rank", (2, 8, 16)), "dreambooth": ("prior_weight", (0.3, 3.0))}
 RIDGES = (1e-6, 1e-4, 1e-2, 1e-1)
-JOINT = tuple(itertools.product((False, True), (1, 2)))  # augment, times the steps
+JOINT = tuple(itertools.product((False, True), (1, 2), (0.5, 1.0)))  # augment, times the steps, times the rate
 CLOSE = 0.02  # a gain in score that is not worth more steps
 
 
@@ -89,6 +93,22 @@ def chosen(rows: dict[str, dict[str, list]]) -> dict:
     return min(close, key=lambda s: (s["steps"] * s["batch_size"], -s["score"])) | dict(best=best)
 
 
+def chosen_rank(four: float, others: dict[str, dict[str, list]]) -> int:
+    """The rank of LoRA to use.  four: the score of rank 4.  others: "rank 8" -> subject -> rows of `curve`."""
+    found = {4: four} | {int(label.removeprefix("rank ")): sum(rows[-1]["score"] for rows in by_subject.values()) /
+                         len(by_subject) for label, by_subject in others.items()}  # fmt: skip
+    return min(rank for rank, score in found.items() if score >= max(found.values()) - CLOSE)
+
+
+def chosen_together(record: dict) -> dict:
+    """The ridge of a merge, and the row of JOINT, to use: see above."""
+    scores = {ridge: sum(one["score"] for one in row.values() if isinstance(one, dict)) / 2
+              for ridge, row in record["ridge"].items()}  # fmt: skip
+    close = [ridge for ridge, score in scores.items() if score >= max(scores.values()) - CLOSE]
+    joint = max(record["joint"], key=lambda label: record["joint"][label]["lower_subject_fidelity"])
+    return dict(ridge=float(min(close, key=lambda ridge: record["ridge"][ridge]["change"])), joint=joint)
+
+
 def learnt(sampler: Sampler, name: str, token: str, setting: dict) -> Concept:
     """A concept of Custom Diffusion, with the chosen setting."""
     with VARIANTS["custom_diffusion"].recipe(sampler.sd, name, token=token) as recipe:
@@ -109,11 +129,14 @@ def merged(sampler: Sampler, concepts: list[Concept], ridge: float) -> dict:
     return found | dict(change=round(change, 3))
 
 
-def together(sampler: Sampler, setting: dict, augment: bool, times: int) -> dict:
+def together(sampler: Sampler, setting: dict, augment: bool, times: int, rate: float) -> dict:
     """Both subjects by joint training: the scores of pairs.Pair, means over prompts."""
     pair, one = Pair(sampler, *map(SUBJECTS.get, TUNED_ON)), custom_diffusion.SETTINGS[sampler.sd.defaults.settings]
-    learnt = [SubjectPictures(pictures_of(name), f"<v{k}>", SUBJECTS[name].noun) for k, name in enumerate(TUNED_ON, 1)]
-    settings = replace(one, lr=setting["lr"], batch_size=setting["batch_size"], steps=times * setting["steps"])
+    # a list of files has no captions, a folder has
+    pictures = [picture_files(pictures_of(name)) if augment else pictures_of(name) for name in TUNED_ON]
+    learnt = [SubjectPictures(images, f"<v{k}>", SUBJECTS[name].noun)
+              for k, (name, images) in enumerate(zip(TUNED_ON, pictures, strict=True), 1)]  # fmt: skip
+    settings = replace(one, lr=rate * setting["lr"], batch_size=setting["batch_size"], steps=times * setting["steps"])
     of_class = [toybox_regularisation(sampler.sd, noun, 200) for noun in pair.nouns]
     with custom_diffusion.joint_recipe(
         sampler.sd, learnt, regularisation=of_class, augment=augment, settings=settings
@@ -145,15 +168,18 @@ def main() -> None:
             keys, how = ("extra", method, f"{option} {value:g}", name), (best["lr"], best["batch_size"], seen)
             print(*keys, fill(keys, curve, sampler, name, method, *how, **{option: value})[-1], flush=True)
     record = records.read(args.out, setting)
+    if lora := record["chosen"].get("lora"):
+        print("rank", fill(("chosen", "rank"), chosen_rank, lora["score"], record["extra"]["lora"]), flush=True)
     best = record["chosen"].get("custom_diffusion")
     if best and len(record.get("ridge", {})) < len(RIDGES):
         concepts = [learnt(sampler, name, f"<v{k}>", best) for k, name in enumerate(TUNED_ON, 1)]
         for ridge in RIDGES:
             keys = ("ridge", f"{ridge:g}")
             print(*keys, fill(keys, merged, sampler, concepts, ridge), flush=True)
-    for augment, times in JOINT if best else ():
-        keys = ("joint", f"{'several sizes' if augment else 'one size'}, {times} x the steps")
-        print(*keys, fill(keys, together, sampler, best, augment, times), flush=True)
+    for augment, times, rate in JOINT if best else ():
+        keys = ("joint", f"{'several sizes' if augment else 'captions'}, {times} x the steps, {rate:g} x the rate")
+        print(*keys, fill(keys, together, sampler, best, augment, times, rate), flush=True)
+    print(fill(("chosen", "together"), chosen_together, records.read(args.out, setting)), flush=True)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import tuning
 
 from course_lib.cli.methods import METHODS
 from course_lib.environment import RESULTS
+from course_lib.personalization import lora, merge
 
 
 def stops(*scores, batch=4, seconds=1.0):
@@ -29,6 +30,21 @@ def test_the_cheapest_setting_close_to_the_best_is_chosen():
 def test_of_two_that_cost_the_same_the_better_is_chosen():
     rows = {f"lr {lr:g}, batch 4": {"tofu": stops(score)} for lr, score in ((0.001, 0.49), (0.002, 0.5), (0.004, 0.3))}
     assert tuning.chosen(rows)["lr"] == 0.002
+
+
+def test_the_lowest_rank_close_to_the_best_and_the_smallest_change_of_a_merge_are_chosen():
+    others = {
+        "rank 2": {"tofu": stops(0.2), "tockle": stops(0.4)},
+        "rank 8": {"tofu": stops(0.3), "tockle": stops(0.4)},
+    }
+    assert tuning.chosen_rank(0.34, others) == 4 and tuning.chosen_rank(0.32, others) == 8
+    ridge = {"1e-06": (0.50, 4.5), "0.01": (0.49, 0.9), "0.1": (0.45, 0.5)}
+    record = {
+        "ridge": {key: {"rabbit": {"score": score}, "clock": {"score": score}, "change": change}
+                  for key, (score, change) in ridge.items()},
+        "joint": {"captions": {"lower_subject_fidelity": 0.2}, "several sizes": {"lower_subject_fidelity": 0.3}},
+    }  # fmt: skip
+    assert tuning.chosen_together(record) == dict(ridge=0.01, joint="several sizes")
 
 
 def test_no_measured_subject_is_tuned_on_and_all_methods_have_one_budget():
@@ -61,4 +77,7 @@ def test_the_shipped_settings_are_the_chosen_ones():
         assert {key: record["chosen"][method][key] for key in ("lr", "batch_size", "steps")} == dict(
             lr=used.lr, batch_size=used.batch_size, steps=used.steps
         )
-    assert set(record["chosen"]) == set(tuning.RATES)
+    assert set(record["chosen"]) == {*tuning.RATES, "rank", "together"}
+    assert record["chosen"]["rank"] == lora.RANK["toybox"]
+    assert record["chosen"]["together"] == tuning.chosen_together(record)
+    assert record["chosen"]["together"]["ridge"] == merge.RIDGE

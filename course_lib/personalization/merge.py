@@ -13,12 +13,13 @@ from course_lib.latent import text
 from course_lib.latent.stable_diffusion import StableDiffusion
 from course_lib.personalization.concept import Concept, applied, check_base, only_tokens
 
+RIDGE = 0.1  # chosen by measurements/tuning.py: smaller ones change the weights more and gain nothing
 PROMPTS = ("{}", "photo of a {}")  # around the words whose features are to stay as in each concept
 
 
 @torch.no_grad()
 def merge_concepts(sd: StableDiffusion, concepts: Sequence[Concept], captions: Sequence[str],
-                   ridge: float = 1e-6) -> Concept:  # fmt: skip
+                   ridge: float = RIDGE) -> Concept:  # fmt: skip
     """Merge several concepts of Custom Diffusion, trained one by one, into one concept with all their words.
 
     captions: 200 to 1000 ordinary sentences, for which the merged model should act like the base.
@@ -75,7 +76,7 @@ def word_features(sd: StableDiffusion, about: dict) -> Tensor:
 
 
 def merge_weights(weights: Sequence[Tensor], base: Tensor, targets: Sequence[Tensor], regularisation: Tensor,
-                  ridge: float = 1e-6) -> Tensor:  # fmt: skip
+                  ridge: float = RIDGE) -> Tensor:  # fmt: skip
     """One W that treats each concept's words as its own fine-tuned W does, and changes least for other captions.
 
     min || W C_reg^T - W_0 C_reg^T ||_F  such that  W C^T = V,  V = [W_1 C_1^T, W_2 C_2^T, ...]
