@@ -17,12 +17,12 @@ def explore(draw: Callable[..., tuple[Figure, str]], **choices: Sequence) -> Non
     """Display controls for the arguments of `draw`, and under them the figure that it returns.
 
     draw: takes the values by name and returns (figure, alt text). Each argument has a default, the first value shown.
-    choices: for an argument, the values of its slider. An argument without choices must be a text: Enter draws it.
+    choices: for an argument, the values of its slider, or of its list where all are texts. An argument without choices
+        must be a text: Enter draws it.
     While a picture is being drawn, the controls are locked and a line says so. A ValueError becomes a line too.
     Raises ValueError if an argument has no default, if its default is not among its choices, or if a name is unknown.
     """
     import ipywidgets as widgets
-    from IPython.display import display
 
     controls = controls_for(draw, choices)
     picture, state = widgets.HTML(), widgets.HTML()
@@ -30,8 +30,7 @@ def explore(draw: Callable[..., tuple[Figure, str]], **choices: Sequence) -> Non
     def draw_now() -> tuple[bytes, str]:
         fig, alt = draw(**{name: control.value for name, control in controls.items()})
         data = png(fig)
-        encoded = base64.b64encode(data).decode()
-        picture.value = f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{encoded}">'
+        picture.value = image(data, alt)
         return data, alt
 
     def draw_again(_) -> None:
@@ -50,7 +49,18 @@ def explore(draw: Callable[..., tuple[Figure, str]], **choices: Sequence) -> Non
     data, alt = draw_now()
     for control in controls.values():
         control.observe(draw_again, "value")
-    box = widgets.VBox([*controls.values(), state, picture])
+    show_controls(widgets.VBox([*controls.values(), state, picture]), data, alt)
+
+
+def image(data: bytes, alt: str) -> str:
+    """A PNG file as HTML."""
+    return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{base64.b64encode(data).decode()}">'
+
+
+def show_controls(box, data: bytes, alt: str) -> None:
+    """Display controls, with a PNG file and its words for pages without a kernel."""
+    from IPython.display import display
+
     view = {"model_id": box.model_id, "version_major": 2, "version_minor": 0}
     both = {"application/vnd.jupyter.widget-view+json": view, "image/png": base64.b64encode(data).decode()}
     display({**both, "text/plain": alt}, metadata={"image/png": {"alt": alt}}, raw=True)
@@ -58,7 +68,7 @@ def explore(draw: Callable[..., tuple[Figure, str]], **choices: Sequence) -> Non
 
 
 def controls_for(draw: Callable, choices: dict[str, Sequence]) -> dict:
-    """A slider or a text field of ipywidgets for each argument of `draw`; see `explore`."""
+    """A slider, a list or a text field of ipywidgets for each argument of `draw`; see `explore`."""
     import ipywidgets as widgets
 
     values = {name: argument.default for name, argument in inspect.signature(draw).parameters.items()}
@@ -68,9 +78,13 @@ def controls_for(draw: Callable, choices: dict[str, Sequence]) -> dict:
         if value not in choices.get(name, [value]) or (name not in choices and not isinstance(value, str)):
             raise ValueError(f"{name}: expected a default of draw that is among its choices, or a text, got {value!r}")
     lazy = {"continuous_update": False, "style": {"description_width": "initial"}}
-    return {
-        name: widgets.SelectionSlider(options=list(choices[name]), value=value, description=name, **lazy)
-        if name in choices
-        else widgets.Text(value=value, description=name, layout={"width": "40em"}, **lazy)
-        for name, value in values.items()
-    }
+
+    def control(name: str, value: object):
+        if name not in choices:
+            return widgets.Text(value=value, description=name, layout={"width": "40em"}, **lazy)
+        options = list(choices[name])
+        if all(isinstance(option, str) for option in options):
+            return widgets.Dropdown(options=options, value=value, description=name, layout={"width": "max-content"})
+        return widgets.SelectionSlider(options=options, value=value, description=name, **lazy)
+
+    return {name: control(name, value) for name, value in values.items()}

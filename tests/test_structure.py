@@ -9,7 +9,7 @@ import pytest
 LIBRARY = Path(__file__).resolve().parents[1] / "course_lib"
 FILES = sorted(LIBRARY.rglob("*.py"))
 # For notebooks, training and tests only: no part of the course imports them.
-OUTSIDE = {"evaluation", "plots", "widgets", "checks", "cli", "personalize"}
+OUTSIDE = {"evaluation", "plots", "widgets", "bench", "checks", "cli", "personalize"}
 FORBIDDEN = {
     "diffusion": {"latent", "editing", "personalization"} | OUTSIDE,
     "latent": {"editing", "personalization"} | OUTSIDE,
@@ -18,7 +18,7 @@ FORBIDDEN = {
     "data": {"diffusion", "latent", "editing", "personalization"} | OUTSIDE,
     "toybox": {"diffusion", "latent", "editing", "personalization"} | OUTSIDE,
     "environment": {"diffusion", "latent", "editing", "personalization"} | OUTSIDE,
-    "evaluation": {"cli", "personalize", "plots", "widgets", "checks"},
+    "evaluation": {"cli", "personalize", "plots", "widgets", "bench", "checks"},
 }
 MAX_LINES = 400
 
@@ -87,7 +87,7 @@ def test_files_stay_short(path):
 
 
 # Lines, docstrings included. The budgets keep the library a text that a person can read in a day.
-BUDGETS = {"lessons": 2_900, "evaluation": 1_260, "editing and unCLIP": 900, "the rest": 2_700}
+BUDGETS = {"lessons": 2_900, "evaluation": 1_260, "editing and unCLIP": 900, "the rest": 2_817}
 
 
 @pytest.mark.parametrize("group", BUDGETS)

@@ -54,6 +54,12 @@ def test_a_control_draws_again_and_a_wrong_text_becomes_a_line(shown, monkeypatc
     assert state.value == "prompt: expected a text, got none" and not text.disabled
 
 
+def test_texts_to_choose_from_make_a_list_and_others_a_slider():
+    controls = widgets.controls_for(draw, {"t": (1, 2), "prompt": ("a cat", "a dog")})
+    assert [type(control).__name__ for control in controls.values()] == ["SelectionSlider", "Dropdown"]
+    assert controls["prompt"].options == ("a cat", "a dog") and controls["prompt"].value == "a cat"
+
+
 @pytest.mark.parametrize(
     ("choices", "message"), [({"t": (1, 3)}, "t: expected"), ({}, "t: expected"), ({"t": (2,), "w": (1,)}, r"\['w'\]")]
 )
