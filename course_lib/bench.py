@@ -97,7 +97,7 @@ class Bench:
 
     def _show(self, images: Tensor, alt: str) -> tuple[bytes, str]:
         """Put pictures below the controls, small ones enlarged; without pyplot, which is not made for threads."""
-        row, file = PIL.Image.fromarray(montage(images, columns=8)), io.BytesIO()
+        row, file = PIL.Image.fromarray(montage(images, min(8, len(images)))), io.BytesIO()
         scale = 2 if images.shape[-1] <= 128 else 1
         row.resize((scale * row.width, scale * row.height), PIL.Image.Resampling.NEAREST).save(file, "png")
         self.picture.value = image(file.getvalue(), alt)
