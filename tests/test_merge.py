@@ -357,7 +357,7 @@ def test_merged_weights_meet_the_constraint_and_are_the_optimum(seed):
     W = merge_weights(weights, base, targets, C_reg)
     assert W.dtype == torch.float64 and residual(W, weights, targets) < 1e-8
     # the ridge is the same as a few more captions, small and in all directions
-    small = (1e-6 * C_reg.square().sum(0).mean()).sqrt() * torch.eye(C_reg.shape[1], dtype=C_reg.dtype)
+    small = (merge.RIDGE * C_reg.square().sum(0).mean()).sqrt() * torch.eye(C_reg.shape[1], dtype=C_reg.dtype)
     close(W, by_multipliers(weights, base, targets, torch.cat([C_reg, small])), rtol=1e-8, atol=1e-8)
     exact_one = merge_weights(weights, base, targets, C_reg, ridge=1e-14)
     close(exact_one, by_multipliers(weights, base, targets, C_reg), rtol=1e-8, atol=1e-8)
