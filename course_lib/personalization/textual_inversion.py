@@ -13,7 +13,7 @@ from course_lib.personalization.examples import OBJECT, subject_examples
 from course_lib.personalization.recipe import Recipe, Settings, Term, new_recipe
 
 SETTINGS = {
-    "toybox": Settings(steps=200, lr=2e-2),
+    "toybox": Settings(steps=80, lr=1e-2),
     "sd15": Settings(steps=3000, lr=2e-3, batch_size=4),  # diffusers' example: 5e-4 times its batch of 4
 }
 
