@@ -25,6 +25,7 @@ ABOUT = {
     "12": "Train all weights, and keep the class; LoRA.",
     "13": "Train only the keys and values that read text.",
     "14": "Learn or merge two subjects, and draw both.",
+    "15": "Learn a face and a style, and put both into one picture.",
     "16": "Compare all methods, and choose one by measurements.",
     "17": "From a phone's folder to a file for A1111, ComfyUI, diffusers.",
 }
