@@ -1,6 +1,6 @@
-"""The rules of the claims about personalization: C8 to C19.
+"""The rules of the claims about personalization: C8 to C20.
 
-Used by: notebooks/11_textual_inversion.ipynb to notebooks/14_multiple_concepts.ipynb, and measurements/claims.py.
+Used by: notebooks/11_textual_inversion.ipynb to notebooks/15_faces_and_styles.ipynb, and measurements/claims.py.
 
 Each function takes scores and returns a Finding; its docstring says what decides. Scores come as
 `rows[subject][method][score]`, one number for each prompt, or a row of them for each training seed, from the same

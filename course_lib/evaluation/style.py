@@ -1,6 +1,6 @@
 """Style fidelity: whether pictures are made in a style, whatever they show.
 
-Used by: measurements/styles.py.
+Used by: notebooks/15_faces_and_styles.ipynb, section "What a style is", and measurements/styles.py.
 
 Gatys et al. 2016, section 2.2, hold a style in Gram matrices of a network's early layers, which keep how often two
 features occur together and forget where. Here these are the judge's first layers. A bare distance of Gram matrices
