@@ -6,11 +6,14 @@ Faces are measured as the subjects of methods.py are. A style is learnt from pic
 twenty others; of each picture
     style_fidelity    as in course_lib/evaluation/style.py: 0 for plain renderings, 1 for renderings in the style
     noun, scene       whether the judge still reads off what was asked for
-each one number a prompt, for each training seed. "untouched" is drawn without the style's words; "truth" is rendered.
+each one number a prompt, for each training seed. "untouched" is drawn without the style's words. "truth" is rendered at
+512 pixels and made smaller, as the pictures are that a style is learnt from, and "autoencoded" is the truth as the
+autoencoder keeps it: no method draws more detail.
 Both at once: a face and a style learnt together by Custom Diffusion, and the prompt names both.
 """
 
 import argparse
+import functools
 import itertools
 from dataclasses import replace
 
@@ -25,7 +28,7 @@ from torch import Tensor
 from course_lib.cli.methods import METHODS
 from course_lib.evaluation import judge
 from course_lib.evaluation.personalized import by_prompt, pixels
-from course_lib.evaluation.style import StyleScorer
+from course_lib.evaluation.style import StyleScorer, drawings
 from course_lib.personalization import custom_diffusion
 from course_lib.personalization.custom_diffusion import SubjectPictures
 from course_lib.personalization.finetune import finetune
@@ -45,11 +48,12 @@ TAUGHT = {
 CAPTIONS = ("a picture in {}", "a drawing in {}", "a photo in {}", "an image in {}", "a picture in {}")
 
 
+@functools.cache
 def style_scorer(sampler: Sampler, style: str) -> StyleScorer:
     """Made with 200 renderings of objects and scenes at random."""
     rng = np.random.default_rng(3)
     specs = [sample_spec(rng, relation=None, style="plain") for _ in range(200)]
-    return StyleScorer(sampler.scorer.judge, pixels([replace(s, style=style) for s in specs]), pixels(specs))
+    return StyleScorer(sampler.scorer.judge, drawings([replace(s, style=style) for s in specs]), drawings(specs))
 
 
 def asked(style: str) -> tuple[list[str], list[Spec]]:
@@ -68,13 +72,16 @@ def scores(sampler: Sampler, scorer: StyleScorer, specs: list[Spec], x: Tensor, 
     return {name: [round(v, 3) for v in by_prompt(value, each).tolist()] for name, value in found.items()}
 
 
+@torch.no_grad()
 def known(sampler: Sampler, style: str) -> dict:
     """The untouched model without the style's words, and renderings with and without the style."""
     scorer, (templates, specs), each = style_scorer(sampler, style), asked(style), sampler.args.images
     plain = sampler.draw([template.replace(" in {}", "") for template in templates], seed=3)
-    true = pixels([replace(spec, style=style) for spec in specs])
+    true, sd = drawings([replace(spec, style=style) for spec in specs]), sampler.sd
+    autoencoded = torch.cat([sd.decode(sd.encode_image(part)).float().cpu() for part in true.split(10)])
     return {"untouched": scores(sampler, scorer, specs, plain, each), "truth": scores(sampler, scorer, specs, true, 1),
-            "plain": scores(sampler, scorer, specs, pixels(specs), 1)}  # fmt: skip
+            "autoencoded": scores(sampler, scorer, specs, autoencoded, 1),
+            "plain": scores(sampler, scorer, specs, drawings(specs), 1)}  # fmt: skip
 
 
 def known_face(sampler: Sampler, face: str) -> dict:
@@ -112,7 +119,7 @@ def together(sampler: Sampler, face: str, style: str, seed: int) -> dict:
         x = sampler.draw([f"a picture of a <v1> {subject.noun} {scene} in <v2> style" for scene in SCENES], seed=3)
     save(sampler, x, f"{face}_{style}_{seed}")
     specs = [subject.spec(seed=0, scene=scene) for scene in SCENES]
-    true, scorer = pixels([replace(spec, style=style) for spec in specs]), style_scorer(sampler, style)
+    true, scorer = drawings([replace(spec, style=style) for spec in specs]), style_scorer(sampler, style)
     references = sampler.scorer.references(face)
     return {name: scores(sampler, scorer, specs, images, count)
             | {"subject_fidelity": [round(v, 3) for v in

@@ -12,8 +12,8 @@ A step depends on the seed and its number alone, so step n shows what a training
 Chosen is the setting that costs least, counted in pictures seen, among those whose mean score over both subjects is
 within CLOSE of the method's best; of two at the same cost, the one with the better score. Beside it, one more option of
 a method is varied at the chosen setting (EXTRA); of LoRA's ranks the lowest within CLOSE of the best is chosen.
-Of both subjects together: the ridge of a merge (RIDGES), chosen is the one that changes the weights least within CLOSE
-of the best; and joint training on the pictures with captions, or without them in several sizes and places, for as many
+Of both subjects together: the ridge of a merge (RIDGES), chosen is the largest within CLOSE of the best that moves new
+captions at most a tenth more than the ridge that moves them least; and joint training on the pictures with captions, or without them in several sizes and places, for as many
 or twice as many steps as one subject takes, at half or the whole of its rate (JOINT): chosen is the highest of the
 lower subject fidelities.
 """
@@ -25,6 +25,7 @@ from dataclasses import replace
 from functools import partial
 
 import records
+import torch
 from methods import TUNED_ON, VARIANTS, Sampler, add_sampling, pictures_of
 from pairs import Pair
 
@@ -34,7 +35,7 @@ from course_lib.personalization import custom_diffusion
 from course_lib.personalization.concept import Concept, applied, concept_of
 from course_lib.personalization.custom_diffusion import SubjectPictures
 from course_lib.personalization.finetune import finetune
-from course_lib.personalization.merge import merge_concepts
+from course_lib.personalization.merge import caption_features, merge_concepts
 from course_lib.personalization.regularisation import toybox_regularisation
 from course_lib.toybox.captions import corpus
 from course_lib.toybox.subjects import SUBJECTS, prompts
@@ -104,9 +105,11 @@ def chosen_together(record: dict) -> dict:
     """The ridge of a merge, and the row of JOINT, to use: see above."""
     scores = {ridge: sum(one["score"] for one in row.values() if isinstance(one, dict)) / 2
               for ridge, row in record["ridge"].items()}  # fmt: skip
-    close = [ridge for ridge, score in scores.items() if score >= max(scores.values()) - CLOSE]
+    moved = {ridge: row["moved"] for ridge, row in record["ridge"].items()}
+    close = [float(ridge) for ridge, score in scores.items()
+             if score >= max(scores.values()) - CLOSE and moved[ridge] <= 1.1 * min(moved.values())]  # fmt: skip
     joint = max(record["joint"], key=lambda label: record["joint"][label]["lower_subject_fidelity"])
-    return dict(ridge=float(min(close, key=lambda ridge: record["ridge"][ridge]["change"])), joint=joint)
+    return dict(ridge=max(close), joint=joint)
 
 
 def learnt(sampler: Sampler, name: str, token: str, setting: dict) -> Concept:
@@ -119,14 +122,17 @@ def learnt(sampler: Sampler, name: str, token: str, setting: dict) -> Concept:
 
 
 def merged(sampler: Sampler, concepts: list[Concept], ridge: float) -> dict:
-    """Scores of each subject with the merged weights, and the largest relative change of a weight."""
+    """Scores of each subject with the merged weights; change: the largest relative change of a weight; moved: that of
+    the keys and values of captions that the merge did not see, a mean over layers."""
     concept = merge_concepts(sampler.sd, concepts, corpus(500), ridge)
     base = {f"unet.{name}": W.float().cpu() for name, W in sampler.weights.items() if f"unet.{name}" in concept.tensors}
     change = max(((concept.tensors[name] - W).norm() / W.norm()).item() for name, W in base.items())
+    C = torch.cat([caption_features(sampler.sd, text)[0] for text in corpus(200, seed=1)]).float().cpu()
+    moved = [((C @ (concept.tensors[name] - W).T).norm() / (C @ W.T).norm()).item() for name, W in base.items()]
     with applied(sampler.sd, concept):
         found = {one.about["noun"]: scores(sampler, name, f"{one.about['token']} {one.about['noun']}")
                  for name, one in zip(TUNED_ON, concepts, strict=True)}  # fmt: skip
-    return found | dict(change=round(change, 3))
+    return found | dict(change=round(change, 3), moved=round(sum(moved) / len(moved), 4))
 
 
 def together(sampler: Sampler, setting: dict, augment: bool, times: int, rate: float) -> dict:

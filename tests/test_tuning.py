@@ -32,16 +32,16 @@ def test_of_two_that_cost_the_same_the_better_is_chosen():
     assert tuning.chosen(rows)["lr"] == 0.002
 
 
-def test_the_lowest_rank_close_to_the_best_and_the_smallest_change_of_a_merge_are_chosen():
+def test_the_lowest_rank_close_to_the_best_and_the_largest_harmless_ridge_are_chosen():
     others = {
         "rank 2": {"tofu": stops(0.2), "tockle": stops(0.4)},
         "rank 8": {"tofu": stops(0.3), "tockle": stops(0.4)},
     }
     assert tuning.chosen_rank(0.34, others) == 4 and tuning.chosen_rank(0.32, others) == 8
-    ridge = {"1e-06": (0.50, 4.5), "0.01": (0.49, 0.9), "0.1": (0.45, 0.5)}
+    ridge = {"1e-06": (0.50, 0.020), "0.01": (0.49, 0.021), "0.1": (0.50, 0.025), "1": (0.45, 0.020)}
     record = {
-        "ridge": {key: {"rabbit": {"score": score}, "clock": {"score": score}, "change": change}
-                  for key, (score, change) in ridge.items()},
+        "ridge": {key: {"rabbit": {"score": score}, "clock": {"score": score}, "moved": moved}
+                  for key, (score, moved) in ridge.items()},
         "joint": {"captions": {"lower_subject_fidelity": 0.2}, "several sizes": {"lower_subject_fidelity": 0.3}},
     }  # fmt: skip
     assert tuning.chosen_together(record) == dict(ridge=0.01, joint="several sizes")

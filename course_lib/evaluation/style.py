@@ -8,18 +8,31 @@ depends on the scene as much as on the style, so a ridge regression learns the d
 style from plain ones of the same scenes.
 """
 
+from collections.abc import Sequence
+
 import torch
+from PIL import Image
 from torch import Tensor
 
+from course_lib.data.pictures import to_tensor
 from course_lib.evaluation.judge import Judge
+from course_lib.toybox.world import Spec, render
 
 RIDGE = 0.001  # of the summed squares of all features
+
+
+def drawings(specs: Sequence[Spec]) -> Tensor:
+    """The renderer's pictures as a style is learnt from them: of 512 pixels, made smaller. (N, 3, 64, 64) in [-1, 1].
+
+    Drawn at 64 pixels right away, chalk has a coarser grain and riso larger dots.
+    """
+    return torch.stack([to_tensor(Image.fromarray(render(spec, 512)), 64) for spec in specs])
 
 
 class StyleScorer:
     """Places pictures between plain renderings (0) and renderings in the style (1).
 
-    styled, plain: (N, 3, 64, 64) in [-1, 1], what the renderer draws of the same specs in the style and without it.
+    styled, plain: (N, 3, 64, 64) in [-1, 1], `drawings` of the same specs in the style and without it.
     """
 
     def __init__(self, judge: Judge, styled: Tensor, plain: Tensor):
