@@ -58,15 +58,8 @@ def from_pairs(path: Path = RESULTS / "pairs.json") -> list[Finding]:
     if not path.is_file():
         return []
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-    learnt = {names: [row for seed, row in one.items() if seed != "known"] for names, one in rows.items()}
-    scores = {
-        names: rows[names]["known"] | {
-            label: {key: [row["scores"][label][key] for row in seeds] for key in seeds[0]["scores"][label]}
-            for label in seeds[0]["scores"]
-        }
-        for names, seeds in learnt.items() if seeds
-    }  # fmt: skip
-    merges = [row["merge"] for seeds in learnt.values() for row in seeds]
+    scores = rules_methods.of_pairs(rows)
+    merges = [row["merge"] for names in scores for seed, row in rows[names].items() if seed != "known"]
     return [rules_methods.c16(scores), rules_methods.c17(merges), rules_methods.c19(scores)] if scores else []
 
 

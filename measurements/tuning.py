@@ -13,9 +13,9 @@ Chosen is the setting that costs least, counted in pictures seen, among those wh
 within CLOSE of the method's best; of two at the same cost, the one with the better score. Beside it, one more option of
 a method is varied at the chosen setting (EXTRA); of LoRA's ranks the lowest within CLOSE of the best is chosen.
 Of both subjects together: the ridge of a merge (RIDGES), chosen is the largest within CLOSE of the best that moves new
-captions at most a tenth more than the ridge that moves them least; and joint training on the pictures with captions, or without them in several sizes and places, for as many
-or twice as many steps as one subject takes, at half or the whole of its rate (JOINT): chosen is the highest of the
-lower subject fidelities.
+captions at most a tenth more than the ridge that moves them least; and joint training on the pictures with captions, or
+without them in several sizes and places, for as many or twice as many steps as one subject takes, at half or the whole
+of its rate (JOINT): chosen is the highest of the lower subject fidelities.
 """
 
 import argparse

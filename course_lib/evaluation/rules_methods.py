@@ -42,6 +42,17 @@ def over_seeds(table: Mapping) -> Rows:
     }  # fmt: skip
 
 
+def of_pairs(table: Mapping) -> Rows:
+    """The rows of data/results/pairs.json, pair -> "known" or training seed -> row, as Rows: pair -> label -> score."""
+    found = {}
+    for names, row in table.items():
+        seeds = [one["scores"] for seed, one in row.items() if seed != "known"]
+        learnt = {label: {score: [one[label][score] for one in seeds] for score in seeds[0][label]}
+                  for label in (seeds[0] if seeds else ())}  # fmt: skip
+        found[names] = row["known"] | learnt
+    return {names: one for names, one in found.items() if "joint" in one}
+
+
 def gaps(rows: Rows, score: str, one: str, other: str) -> list[Tensor]:
     """For each subject method `one` minus method `other`, prompt by prompt (and seed by seed)."""
     return [_tensor(row[one][score]) - _tensor(row[other][score]) for row in rows.values()]
