@@ -65,8 +65,10 @@ def views_of(subject: subjects.Subject) -> list[Spec]:
     return subjects.views(subject, 100 + list(NOUNS).index(subject.noun))
 
 
-def pictures(subject: subjects.Subject) -> list[Image.Image]:
-    return [Image.fromarray(render(spec, 512)) for spec in views_of(subject)]
+def learnt_from(subject: subjects.Subject) -> tuple[list[Image.Image], list[str]]:
+    """Pictures of a subject and their captions, as in data/subjects."""
+    views = views_of(subject)
+    return [Image.fromarray(render(spec, 512)) for spec in views], [f"a photo of a {{}} {spec.scene}" for spec in views]
 
 
 class Pair:
@@ -154,8 +156,9 @@ def two_subjects(sampler: Sampler, nouns: tuple[str, str], seed: int) -> dict:
         scores[label] = rounded(pair.score(x, sampler.args.images))
         save(x[:: sampler.args.images], sampler, nouns, f"{label} {seed}")
 
-    learnt = [custom_diffusion.SubjectPictures(pictures(subject), token, subject.noun)
-              for subject, token in zip(pair.subjects, TOKENS, strict=True)]  # fmt: skip
+    learnt = [custom_diffusion.SubjectPictures(images, token, subject.noun, captions)
+              for subject, token in zip(pair.subjects, TOKENS, strict=True)
+              for images, captions in [learnt_from(subject)]]  # fmt: skip
     of_class = [toybox_regularisation(sd, noun, 200) for noun in nouns]
     settings = replace(custom_diffusion.joint_settings(sd, 2), seed=seed)
     for label, others in {"joint": [], "joint, pairs": [side_by_side(sd, nouns)]}.items():
@@ -214,9 +217,10 @@ def two_dreambooths(sampler: Sampler, pair: Pair, seed: int) -> Iterator[Recipe]
     longer = custom_diffusion.joint_settings(sd, 2).steps / custom_diffusion.joint_settings(sd, 1).steps
     settings = dreambooth.SETTINGS[sd.defaults.settings]
     settings = replace(settings, steps=round(longer * settings.steps), seed=seed)
-    examples = subject_examples(sd, pictures(pair.subjects[1]), f"zwx {other}", templates=("a photo of a {}",))
+    (images, captions), (more, sentences) = map(learnt_from, pair.subjects)
+    examples = subject_examples(sd, more, f"zwx {other}", captions=sentences)
     others = [Term(examples), Term(dreambooth.prior_examples(sd, other, PRIOR))]
-    with dreambooth.recipe(sd, pictures(pair.subjects[0]), noun=one, prior=prior, settings=settings) as recipe:
+    with dreambooth.recipe(sd, images, noun=one, captions=captions, prior=prior, settings=settings) as recipe:
         recipe.terms += others
         for term in recipe.terms:
             term.weight /= 2
