@@ -159,7 +159,7 @@ def _official_note(run: dict) -> str:
     dtypes, scripts = run["training_dtypes"], [f"`{one['script']}` {one['commit'][:7]}" for one in run["scripts"]]
     sentences = [
         f"Whole processes on the pictures of {run['subject']} with the model `toybox`, medians over {run['rounds']} "
-        f"rounds; {run['class_pictures']} class pictures with DreamBooth and Custom Diffusion",
+        f"rounds; {run['class_pictures']} class pictures with DreamBooth and Custom Diffusion at equal settings",
         "Times as fast: at equal settings and by default",
         f"Scores: means over the evaluation prompts, {run['images']} samples of each, w = {run['w']:g}, "
         f"{run['steps']} steps, with 95 % intervals; as alike: not below the official script's interval",
