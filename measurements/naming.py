@@ -4,7 +4,9 @@
     python measurements/naming.py --method lora --answers "tilly mochi ..."    compares, writes named_samples.json
 
 The samples are tiles of data/results/personalization_tiles.png, drawn at random from all subjects, scenes and training
-seeds; the sheets say nothing of what they show. "?" is the answer for a sample that shows none of the subjects.
+seeds; the sheets say nothing of what they show. The six subjects have six nouns, so the right kind of thing alone does
+not count: a name is given only if at least two details of the individual are seen (its two tones, its emblem, what it
+wears), else "?".
 """
 
 import argparse
