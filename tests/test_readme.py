@@ -7,14 +7,14 @@ import pytest
 import readme
 import readme_figure
 import tables
-from methods import ON_SHEET, SUBJECTS
+from methods import ON_SHEET, SEEDS, SUBJECTS
 from PIL import Image
 from try_commands import commands, why_left_out
 
 from course_lib.environment import REPOSITORY as REPO
 from course_lib.environment import RESULTS
 from course_lib.evaluation.claims import CLAIMS
-from course_lib.toybox.subjects import NEW_SCENES
+from course_lib.toybox.subjects import NEW_SCENES, prompts
 from course_lib.toybox.subjects import SUBJECTS as ALL
 from course_lib.toybox.world import render
 
@@ -94,17 +94,13 @@ def test_pictures_have_words(page):
 
 
 def test_the_figure_shows_the_recorded_samples():
-    names = [f"{name}_{row}" for name in SUBJECTS for row in (*ON_SHEET, "truth")]
-    strips = readme_figure.sheet_strips(RESULTS / "personalization_samples.png", names)
+    strips = readme_figure.recorded_strips()
+    assert len(strips) == len(SUBJECTS) * (2 + (len(ON_SHEET) - 1) * len(SEEDS))
     for name in SUBJECTS:  # the renderer's rows tell whether the tiles were cut out in the right places
-        truth = [render(ALL[name].spec(seed=0, scene=scene)) for scene in NEW_SCENES]
-        difference = strips[f"{name}_truth"].astype(float) - np.concatenate(truth, axis=1)
-        assert np.abs(difference).mean() < 12  # 256 colours; a shift by half a tile gives about 50
-        assert np.abs(strips[f"{name}_dreambooth"] - np.concatenate(truth, axis=1)).mean() > 20
-    with pytest.raises(ValueError, match="expected 3 rows"):
-        readme_figure.sheet_strips(RESULTS / "personalization_samples.png", names[:3])
-    picture = readme_figure.figure(strips)
-    assert picture.size == Image.open(RESULTS / "readme_figure.png").size
+        truth = [render(ALL[name].spec(seed=0, **field)) for _, field in prompts(name)[: len(NEW_SCENES)]]
+        assert np.array_equal(strips[f"{name} truth 0"], np.concatenate(truth, axis=1))
+        assert not np.array_equal(strips[f"{name} dreambooth 0"], strips[f"{name} dreambooth 1"])
+    assert np.array_equal(np.array(readme_figure.figure(strips)), np.array(Image.open(RESULTS / "readme_figure.png")))
 
 
 @each_page
