@@ -30,7 +30,6 @@ from course_lib.toybox.world import render
 REPO = Path(__file__).resolve().parents[1]
 SUBJECT, NOUN = REPO / "data" / "subjects" / "mochi", "cat"
 METHODS = {name.replace("_", "-"): method for name, method in methods.METHODS.items()}
-RANK = 4
 PRIOR_W = 5.0  # guidance of the prior pictures, on both sides
 FASTER, SECONDS = 2.0, {"textual-inversion": 60, "dreambooth": 60, "custom-diffusion": 60}  # targets, on a CPU
 FOREVER = 10**9

@@ -39,7 +39,6 @@ from common import (
     FOREVER,
     METHODS,
     NOUN,
-    RANK,
     REPO,
     SECONDS,
     SUBJECT,
@@ -169,7 +168,7 @@ def command_of(args: argparse.Namespace, method: str, base: str, out: Path) -> l
         command += ["--prior", str(args.prior)]
     elif method == "custom-diffusion":
         command += ["--regularisation", str(args.prior if defaults_of(args.base).toybox_world else 0)]
-    return command + (["--rank", str(RANK)] if method == "lora" else [])
+    return command
 
 
 def plain_command_of(args: argparse.Namespace, method: str, base: str, out: Path, settings: dict) -> list[str]:

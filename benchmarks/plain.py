@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from common import (
     METHODS,
     NOUN,
-    RANK,
     SUBJECT,
     base_model,
     draw_prior,
@@ -91,7 +90,8 @@ class Plain:
             self.params |= {f"unet.{name}": param for name, param in sd.unet.named_parameters()}
         elif method == "lora":
             self.undo = contextlib.ExitStack()  # never closed: the model is not used for anything else
-            self.params |= self.undo.enter_context(lora.attach({"unet": sd.unet}, RANK, settings.seed))
+            rank = lora.RANK[sd.defaults.settings]
+            self.params |= self.undo.enter_context(lora.attach({"unet": sd.unet}, rank, settings.seed))
         elif method == "custom-diffusion":
             for name, layer in custom_diffusion.key_value_layers(sd.unet).items():
                 self.params[f"unet.{name}.weight"] = layer.weight

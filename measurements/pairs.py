@@ -33,18 +33,17 @@ from torch import Tensor
 
 from course_lib.evaluation import rules_methods
 from course_lib.evaluation.personalized import by_prompt, pixels
-from course_lib.latent.stable_diffusion import StableDiffusion
 from course_lib.personalization import custom_diffusion, dreambooth
 from course_lib.personalization.concept import Concept, applied, concept_of, only_tokens
-from course_lib.personalization.examples import Examples, encode, subject_examples
+from course_lib.personalization.examples import subject_examples
 from course_lib.personalization.merge import caption_features, merge_concepts, word_features
 from course_lib.personalization.recipe import Recipe, Term
-from course_lib.personalization.regularisation import toybox_regularisation
+from course_lib.personalization.regularisation import toybox_pairs, toybox_regularisation
 from course_lib.plots import montage
 from course_lib.toybox import subjects
-from course_lib.toybox.captions import caption, corpus
+from course_lib.toybox.captions import corpus
 from course_lib.toybox.scenes import SCENES
-from course_lib.toybox.world import NOUNS, Spec, render, sample_spec
+from course_lib.toybox.world import NOUNS, Spec, render
 
 PAIRS, READABLE = 6, 0.6  # at most this many pairs; the judge has to find both nouns in this share of the truth
 AGAIN = 40  # so many pairs are drawn again
@@ -161,7 +160,7 @@ def two_subjects(sampler: Sampler, nouns: tuple[str, str], seed: int) -> dict:
               for images, captions in [learnt_from(subject)]]  # fmt: skip
     of_class = [toybox_regularisation(sd, noun, 200) for noun in nouns]
     settings = replace(custom_diffusion.joint_settings(sd, 2), seed=seed)
-    for label, others in {"joint": [], "joint, pairs": [side_by_side(sd, nouns)]}.items():
+    for label, others in {"joint": [], "joint, pairs": [toybox_pairs(sd, nouns)]}.items():
         with custom_diffusion.joint_recipe(sd, learnt, regularisation=of_class + others, settings=settings) as recipe:
             train(sampler, recipe)
             look(label, *words)
@@ -176,15 +175,6 @@ def two_subjects(sampler: Sampler, nouns: tuple[str, str], seed: int) -> dict:
         train(sampler, recipe)
         look("dreambooth", *(f"{token} {noun}" for token, noun in zip(("sks", "zwx"), nouns, strict=True)))
     return dict(scores=scores, merge=constraint(sampler, alone, merged) | {"seconds": round(seconds, 2)})
-
-
-def side_by_side(sd: StableDiffusion, nouns: tuple[str, str], count: int = 100) -> Examples:
-    """Renderings of two nouns next to each other, everything else at random, with captions that name both."""
-    rng, specs = np.random.default_rng(15), []
-    for _ in range(count):
-        spec = sample_spec(rng, nouns[0], relation="next to", style="plain")
-        specs.append(replace(spec, other=replace(spec.other, noun=nouns[1])))
-    return encode(sd, pixels(specs), [(caption(spec, rng, name_relation=True),) for spec in specs])
 
 
 def save(x: Tensor, sampler: Sampler, nouns: tuple[str, str], label: str) -> None:

@@ -564,6 +564,14 @@ def test_toybox_pictures_are_drawn_from_the_captions_found(sd, monkeypatch):
         regularisation.toybox_regularisation(sd, "cat", 0)
 
 
+def test_pictures_of_pairs_name_both_nouns(sd):
+    found = regularisation.toybox_pairs(sd, ("cat", "mug"), 3)
+    assert found.mean.shape == (3, 4, 8, 8)
+    for (caption,) in found.prompts:
+        first, second = caption.split(" next to ")
+        assert {"cat", "kitten"} & set(first.split()) and {"mug", "cup"} & set(second.split())
+
+
 def test_the_folder_of_the_option_becomes_a_term(world, sd, tmp_path):
     for k in range(3):
         Image.open(world / "cat" / f"{k}.png").save(tmp_path / f"{k}.png")

@@ -3,6 +3,7 @@
 Derived in: notebooks/13_custom_diffusion.ipynb, section "Pictures that hold the class".
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ from course_lib.environment import from_uint8
 from course_lib.latent.stable_diffusion import StableDiffusion
 from course_lib.personalization.custom_diffusion import retrieve
 from course_lib.personalization.examples import Examples, encode, subject_examples
+from course_lib.toybox.captions import caption
 from course_lib.toybox.sets import pair_spec
-from course_lib.toybox.world import render
+from course_lib.toybox.world import render, sample_spec
 
 SEARCHED = 2000  # the least number of captions to search
 
@@ -31,6 +33,19 @@ def toybox_regularisation(sd: StableDiffusion, noun: str, count: int = 100, *, t
     size = sd.resolution
     images = from_uint8(np.stack([render(pairs[k][0], size) for k in found]))  # (V, 3, H, W)
     return encode(sd, images, [(pairs[k][1],) for k in found])
+
+
+def toybox_pairs(sd: StableDiffusion, nouns: tuple[str, str], count: int = 100) -> Examples:
+    """Pictures of two nouns of the Toybox world next to each other, all else at random; their captions name both.
+
+    Derived in: notebooks/14_multiple_concepts.ipynb, section "With pictures of other pairs".
+    """
+    rng, specs = np.random.default_rng(15), []
+    for _ in range(count):
+        spec = sample_spec(rng, nouns[0], relation="next to", style="plain")
+        specs.append(replace(spec, other=replace(spec.other, noun=nouns[1])))
+    images = from_uint8(np.stack([render(spec, sd.resolution) for spec in specs]))  # (V, 3, H, W)
+    return encode(sd, images, [(caption(spec, rng, name_relation=True),) for spec in specs])
 
 
 def folder_regularisation(sd: StableDiffusion, folder: str | Path, noun: str, count: int = 200, *,
