@@ -59,7 +59,7 @@ def from_pairs(path: Path = RESULTS / "pairs.json") -> list[Finding]:
         return []
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
     scores = rules_methods.of_pairs(rows)
-    merges = [row["merge"] for names in scores for seed, row in rows[names].items() if seed != "known"]
+    merges = [row["merge"] for names in scores for seed, row in rows[names].items() if seed.isdigit()]
     return [rules_methods.c16(scores), rules_methods.c17(merges), rules_methods.c19(scores)] if scores else []
 
 

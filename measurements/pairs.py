@@ -7,7 +7,8 @@ those that it draws best again, 48 from other noises ("again"), beside the share
 pictures of two individuals ("truth"). Measured are at most PAIRS of them (`chosen`).
 The subjects are those of course_lib/toybox/subjects.py or, for a noun that none of them has, an individual drawn at
 random. Each pair is learnt by every way of teaching two subjects, once for each training seed, and drawn for the same
-prompts from the same noises. The scores are those of `Pair.score`, one number a prompt.
+prompts from the same noises. The scores are those of `Pair.score`, one number a prompt. The methods' own prompts are
+drawn before any training, too ("untrained").
     joint            Custom Diffusion on all pictures together
     joint, pairs     the same, with a third term: pictures of both nouns side by side, of other individuals
     merged           two trained concepts merged by the closed form;  averaged: their weights averaged instead
@@ -19,7 +20,7 @@ import itertools
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from torch import Tensor
 
 from course_lib.evaluation import rules_methods
 from course_lib.evaluation.personalized import by_prompt, pixels
+from course_lib.latent.text import NewTokens
 from course_lib.personalization import custom_diffusion, dreambooth
 from course_lib.personalization.concept import Concept, applied, concept_of, only_tokens
 from course_lib.personalization.examples import subject_examples
@@ -47,7 +49,7 @@ from course_lib.toybox.world import NOUNS, Spec, render
 
 PAIRS, READABLE = 6, 0.6  # at most this many pairs; the judge has to find both nouns in this share of the truth
 AGAIN = 40  # so many pairs are drawn again
-TOKENS = ("<v1>", "<v2>")
+TOKENS, RARE = ("<v1>", "<v2>"), ("sks", "zwx")  # of Custom Diffusion, and of DreamBooth
 PLACES = ((0.27, 0.48, 0.46), (0.73, 0.46, 0.48), (0.25, 0.44, 0.5), (0.75, 0.5, 0.44))  # place of one, sizes of both
 
 
@@ -145,6 +147,18 @@ def known(sampler: Sampler, nouns: tuple[str, str]) -> dict:
             "ground truth": rounded(pair.score(truth, len(PLACES)))}  # fmt: skip
 
 
+def untrained(sampler: Sampler, nouns: tuple[str, str]) -> dict:
+    """Scores of the untouched model by the methods' own prompts: new words that start as the nouns, and rare words."""
+    pair, found = Pair(sampler, *map(subject_of, nouns)), {}
+    for label, tokens in {rules_methods.UNTRAINED: TOKENS, "rare words, untrained": RARE}.items():
+        new = NewTokens.attach(sampler.sd, dict(zip(tokens, nouns, strict=True))) if tokens == TOKENS else nullcontext()
+        with new:
+            x = pair.draw(*(f"{token} {noun}" for token, noun in zip(tokens, nouns, strict=True)))
+        save(x[:: sampler.args.images], sampler, nouns, label)
+        found[label] = rounded(pair.score(x, sampler.args.images))
+    return found
+
+
 def two_subjects(sampler: Sampler, nouns: tuple[str, str], seed: int) -> dict:
     """Every way of teaching two subjects, on the same pictures, prompts and noises: "scores" by label, and "merge"."""
     sd, pair, scores = sampler.sd, Pair(sampler, *map(subject_of, nouns)), {}
@@ -173,7 +187,7 @@ def two_subjects(sampler: Sampler, nouns: tuple[str, str], seed: int) -> dict:
             look(label, *words)
     with two_dreambooths(sampler, pair, seed) as recipe:
         train(sampler, recipe)
-        look("dreambooth", *(f"{token} {noun}" for token, noun in zip(("sks", "zwx"), nouns, strict=True)))
+        look("dreambooth", *(f"{token} {noun}" for token, noun in zip(RARE, nouns, strict=True)))
     return dict(scores=scores, merge=constraint(sampler, alone, merged) | {"seconds": round(seconds, 2)})
 
 
@@ -267,6 +281,7 @@ def main() -> None:
     print("drawn again:", rows, flush=True)
     for nouns in chosen(rows):
         fill("rows", name(nouns), "known", measure=known, nouns=nouns)
+        fill("rows", name(nouns), "untrained", measure=untrained, nouns=nouns)
         for seed in SEEDS:
             row = fill("rows", name(nouns), str(seed), measure=two_subjects, nouns=nouns, seed=seed)
             print(*nouns, seed, {label: {key: round(sum(v) / len(v), 3) for key, v in found.items()}

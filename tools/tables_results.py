@@ -202,8 +202,8 @@ def two_subjects() -> str:
     """Two subjects in one picture, by every way of teaching them: means over pairs, with intervals over pairs."""
     run, keys = read("pairs.json"), ("both_nouns", "subject_fidelity", "lower_subject_fidelity", "clip_t")
     rows = [("", "both nouns", "subject fidelity, mean of the two", "the lower of the two", "CLIP-T")]
-    seeds = {nouns: [row for seed, row in one.items() if seed != "known"] for nouns, one in run["rows"].items()}
-    known = [one["known"] for one in run["rows"].values()]
+    seeds = {nouns: [row for seed, row in one.items() if seed.isdigit()] for nouns, one in run["rows"].items()}
+    known = [one["known"] | one["untrained"] for one in run["rows"].values()]
     rows += [(label, *(f"{over_subjects([one[label][key] for one in known])}" for key in keys)) for label in known[0]]
     for label in next(iter(seeds.values()))[0]["scores"]:
         values = {key: over_subjects([[row["scores"][label][key] for row in one] for one in seeds.values()])

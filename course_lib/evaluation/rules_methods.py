@@ -30,6 +30,7 @@ BOTH = 0.5  # C16: joint training has to show both nouns in this share of its pi
 FEWEST_PAIRS = 3  # C16: fewer pairs say nothing about others
 SHARE_OF_TRUTH = 0.5  # ... and to reach this share of the lower subject fidelity of the renderer's pictures
 LOW = "lower_subject_fidelity"
+UNTRAINED = "new words, untrained"  # the prompts of "joint", drawn before any training
 
 
 def over_seeds(table: Mapping) -> Rows:
@@ -43,13 +44,14 @@ def over_seeds(table: Mapping) -> Rows:
 
 
 def of_pairs(table: Mapping) -> Rows:
-    """The rows of data/results/pairs.json, pair -> "known" or training seed -> row, as Rows: pair -> label -> score."""
+    """The rows of data/results/pairs.json, pair -> "known", "untrained" or training seed -> row, as Rows: pair -> label
+    -> score."""
     found = {}
     for names, row in table.items():
-        seeds = [one["scores"] for seed, one in row.items() if seed != "known"]
+        seeds = [one["scores"] for seed, one in row.items() if seed.isdigit()]
         learnt = {label: {score: [one[label][score] for one in seeds] for score in seeds[0][label]}
                   for label in (seeds[0] if seeds else ())}  # fmt: skip
-        found[names] = row["known"] | learnt
+        found[names] = row["known"] | row.get("untrained", {}) | learnt
     return {names: one for names, one in found.items() if "joint" in one}
 
 
@@ -233,7 +235,9 @@ def c16(pairs: Rows) -> Finding:
     shown = over_subjects([pair["joint"][key] for pair in pairs.values()])
     alike = over_subjects([_tensor(pair["joint"][LOW]) - SHARE_OF_TRUTH * _tensor(pair["ground truth"][LOW]).mean()
                            for pair in pairs.values()])  # fmt: skip
-    text = (f"{words}. Joint training: both nouns {shown:.2f}, lower subject fidelity {alike:+.3f} above "
+    own = [pair[UNTRAINED][key] for pair in pairs.values() if UNTRAINED in pair]
+    own = f" ({over_subjects(own):.2f} for the same prompts before training)" if own else ""
+    text = (f"{words}. Joint training: both nouns {shown:.2f}{own}, lower subject fidelity {alike:+.3f} above "
             f"{SHARE_OF_TRUTH:.0%} of the ground truth's ({', '.join(pairs)})")  # fmt: skip
     verdict = verdict_of(shown + -BOTH, alike) if len(pairs) >= FEWEST_PAIRS else "cannot tell"
     return Finding("C16", verdict if able else "not testable here", text,
