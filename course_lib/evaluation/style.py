@@ -2,7 +2,7 @@
 
 Used by: notebooks/15_faces_and_styles.ipynb, section "What a style is", and measurements/styles.py.
 
-Gatys et al. 2016, section 2.2, hold a style in Gram matrices of a network's early layers, which keep how often two
+Gatys et al. 2016, section 2.2, describe a style by Gram matrices of a network's layers, which keep how often two
 features occur together and forget where. Here these are the judge's first layers. A bare distance of Gram matrices
 depends on the scene as much as on the style, so a ridge regression learns the direction that parts renderings in the
 style from plain ones of the same scenes.
