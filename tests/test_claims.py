@@ -181,6 +181,23 @@ def test_two_subjects_need_both_nouns_and_half_of_the_truths_fidelity():
     assert rules_methods.c19(pairs(merged=0.49)).verdict == "holds"  # images nearly equal, text ahead
 
 
+def test_recorded_pairs_join_training_seeds_and_keep_what_was_drawn_before():
+    rows = pairs()
+    table = {
+        names: {
+            "known": {label: row[label] for label in ("untouched model", "ground truth")},
+            "untrained": {rules_methods.UNTRAINED: row["untouched model"]},
+            **{seed: {"scores": {label: row[label] for label in ("joint", "merged", "dreambooth")}} for seed in "01"},
+        }
+        for names, row in rows.items()
+    }
+    found = rules_methods.of_pairs(table)
+    assert found["a b"]["joint"]["both_nouns"] == [rows["a b"]["joint"]["both_nouns"]] * 2
+    assert found["a b"]["ground truth"] == rows["a b"]["ground truth"]
+    assert "for the same prompts before training" in rules_methods.c16(found).measured
+    assert "before training" not in rules_methods.c16(rows).measured
+
+
 def test_without_its_premise_a_claim_gets_no_verdict():
     rows = pairs(untouched_nouns=0.44, nouns="both_nouns_in_halves", clip=False, joint=0.1)
     for rule in (rules_methods.c16, rules_methods.c19):
