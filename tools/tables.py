@@ -32,7 +32,12 @@ ABOUT = {
 # Some keys of a claim's values in clearer words.
 WORDS = {
     "with lambda = 1 class drift is lower by": "drift lower by",
-    "rest": "cross-attention minus rest",
+    "self-attention": "log lead over self-attention",
+    "rest": "log lead over the rest",
+    "fidelity": "likeness above half of the truth's",
+    "joint, text": "joint minus DreamBooth, CLIP-T",
+    "merged, text": "merged minus DreamBooth, CLIP-T",
+    "riso": "riso beyond half of the way",
     "gain": "fidelity gap",
 }
 

@@ -232,12 +232,14 @@ def styles() -> str:
             return ""
         return f"{mean([statistics.mean(values) for values in zip(*(one[key] for one in found), strict=True)]):.2f}"
 
-    ends = {"untouched": "untouched model, without the style's words", "truth": "the renderer"}
+    ends = {"untouched": "untouched model, without the style's words", "truth": "the renderer",
+            "autoencoded": "the renderer, through the autoencoder"}  # fmt: skip
     for name, methods in run["styles"].items():
         rows += [row(name, label, [run["known"][name][key]]) for key, label in ends.items()]
         rows += [row(name, method, list(found.values())) for method, found in methods.items()]
     for name, methods in run["faces"].items():
         found = {method: [one["by_prompt"] for one in seeds.values()] for method, seeds in methods.items()}
+        rows.append(row(name, "untouched model", found.pop("base"), "subject_fidelity"))
         rows += [row(name, method, ones, "subject_fidelity") for method, ones in found.items()]
         rows.append(row(name, ends["truth"], [{"subject_fidelity": run["known"][name]["truth"]}], "subject_fidelity"))
     note = (
