@@ -1,4 +1,4 @@
-"""Two subjects in one picture (C16, C17, C19): writes data/results/pairs.json.
+"""Two subjects in one picture (C16, C17, C19): writes data/results/pairs.json, and pairs_samples.png beside it.
 
     python measurements/pairs.py                  everything; a killed run goes on with the missing rows
 
@@ -50,6 +50,7 @@ from course_lib.toybox.world import NOUNS, Spec, render
 PAIRS, READABLE = 6, 0.6  # at most this many pairs; the judge has to find both nouns in this share of the truth
 AGAIN = 40  # so many pairs are drawn again
 TOKENS, RARE = ("<v1>", "<v2>"), ("sks", "zwx")  # of Custom Diffusion, and of DreamBooth
+SHOWN, COLUMNS = ("ground truth", "untouched model", "joint 0", "joint, pairs 0", "merged 0", "dreambooth 0"), 6
 PLACES = ((0.27, 0.48, 0.46), (0.73, 0.46, 0.48), (0.25, 0.44, 0.5), (0.75, 0.5, 0.44))  # place of one, sizes of both
 
 
@@ -194,8 +195,26 @@ def two_subjects(sampler: Sampler, nouns: tuple[str, str], seed: int) -> dict:
 def save(x: Tensor, sampler: Sampler, nouns: tuple[str, str], label: str) -> None:
     """One picture of each prompt, in a row."""
     sampler.args.samples.mkdir(parents=True, exist_ok=True)
-    name = "_".join((*nouns, *label.replace(",", "").split()))
-    Image.fromarray(montage(x, len(SCENES), gap=0)).save(sampler.args.samples / f"{name}.png")
+    Image.fromarray(montage(x, len(SCENES), gap=0)).save(row_file(sampler.args.samples, nouns, label))
+
+
+def row_file(folder: Path, nouns: tuple[str, str], label: str) -> Path:
+    return folder / ("_".join((*nouns, *label.replace(",", "").split())) + ".png")
+
+
+def sheet(args: argparse.Namespace, pairs: list[tuple[str, str]]) -> list[str]:
+    """Stack the rows of SHOWN of all pairs, in the first scenes, into one picture; returns what each row shows.
+
+    Where rows were measured on another machine, their samples are not here: the sheet stays, and nothing is returned.
+    """
+    files = {f"{' '.join(nouns)} {label}": row_file(args.samples, nouns, label) for nouns in pairs for label in SHOWN}
+    missing = [str(file) for file in files.values() if not file.is_file()]
+    if missing:
+        print(f"the sheet of samples stays as it was: {missing[0]} is not here; --fresh draws all again")
+        return []
+    rows = [np.array(Image.open(file))[:, : 64 * COLUMNS] for file in files.values()]
+    Image.fromarray(np.concatenate(rows)).save(args.out.with_name(f"{args.out.stem}_samples.png"), optimize=True)
+    return list(files)
 
 
 def _learn_one(sampler: Sampler, subject: custom_diffusion.SubjectPictures, regularisation, seed: int) -> Concept:
@@ -279,13 +298,16 @@ def main() -> None:
     best = sorted(shares, key=lambda nouns: -shares[nouns])[:AGAIN]
     rows = {name(nouns): fill("again", name(nouns), measure=again, nouns=nouns) for nouns in best}
     print("drawn again:", rows, flush=True)
-    for nouns in chosen(rows):
+    pairs = chosen(rows)
+    for nouns in pairs:
         fill("rows", name(nouns), "known", measure=known, nouns=nouns)
         fill("rows", name(nouns), "untrained", measure=untrained, nouns=nouns)
         for seed in SEEDS:
             row = fill("rows", name(nouns), str(seed), measure=two_subjects, nouns=nouns, seed=seed)
             print(*nouns, seed, {label: {key: round(sum(v) / len(v), 3) for key, v in found.items()}
                                  for label, found in row["scores"].items()}, flush=True)  # fmt: skip
+    if labels := sheet(args, pairs):
+        records.write(args.out, records.read(args.out, setting) | {"samples": labels}, measured=False)
 
 
 if __name__ == "__main__":
