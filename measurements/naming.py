@@ -1,4 +1,4 @@
-"""Can a person tell the subjects apart? Shuffled samples of each method, to be matched to the subjects by eye.
+"""Can the subjects be told apart by eye? Shuffled samples of each method, to be matched to the subjects.
 
     python measurements/naming.py                           writes build/naming/<method>.png: 40 numbered samples each
     python measurements/naming.py --method lora --answers "tilly mochi ..."    compares, writes named_samples.json

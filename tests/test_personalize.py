@@ -570,6 +570,8 @@ def test_pictures_of_pairs_name_both_nouns(sd):
     for (caption,) in found.prompts:
         first, second = caption.split(" next to ")
         assert {"cat", "kitten"} & set(first.split()) and {"mug", "cup"} & set(second.split())
+    with pytest.raises(ValueError, match=r"^nouns: expected two of cat, .*, got 'duck'"):
+        regularisation.toybox_pairs(sd, ("cat", "duck"), 3)
 
 
 def test_the_folder_of_the_option_becomes_a_term(world, sd, tmp_path):

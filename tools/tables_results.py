@@ -51,7 +51,7 @@ def quality() -> str:
     note = (
         f"Measured by `python measurements/cifar10_model.py`, for Toybox-10 with `--toybox`: seed {result['seed']}, "
         f"{result['device']}; {'; '.join(notes)}. Accuracy of the CIFAR-10 classifier: {exact}. "
-        "One of the authors, who knew that each class comes eight times and did not see the labels, named "
+        "An AI model that helped to write the course knew that each class comes eight times, saw no labels, and named "
         f"{share(right)} of 80 shuffled samples right (w = 3, 50 steps, data/results/ddpm_cifar10_named.png)."
     )
     return table(*rows) + f"\n\n{note}"

@@ -15,7 +15,7 @@ from course_lib.personalization.custom_diffusion import retrieve
 from course_lib.personalization.examples import Examples, encode, subject_examples
 from course_lib.toybox.captions import caption
 from course_lib.toybox.sets import pair_spec
-from course_lib.toybox.world import render, sample_spec
+from course_lib.toybox.world import NOUNS, render, sample_spec
 
 SEARCHED = 2000  # the least number of captions to search
 
@@ -38,8 +38,11 @@ def toybox_regularisation(sd: StableDiffusion, noun: str, count: int = 100, *, t
 def toybox_pairs(sd: StableDiffusion, nouns: tuple[str, str], count: int = 100) -> Examples:
     """Pictures of two nouns of the Toybox world next to each other, all else at random; their captions name both.
 
+    Raises ValueError for another noun.
     Derived in: notebooks/14_multiple_concepts.ipynb, section "With pictures of other pairs".
     """
+    if unknown := [noun for noun in nouns if noun not in NOUNS]:
+        raise ValueError(f"nouns: expected two of {', '.join(NOUNS)}, got {unknown[0]!r}")
     rng, specs = np.random.default_rng(15), []
     for _ in range(count):
         spec = sample_spec(rng, nouns[0], relation="next to", style="plain")
