@@ -340,14 +340,13 @@ def test_a_command_ends_with_one_sentence(capsys, error, code, said):
 TWO = """
 import signal, sys
 sys.path[:0] = sys.argv[1:4]
-from command import command
 from test_run import new_run, regression
 from safetensors.torch import save_file
 run = new_run(sys.argv[4])
 count, index = run.accelerator.num_processes, run.accelerator.process_index
 stop = lambda step: signal.raise_signal(signal.SIGTERM) if (index, step) == (1, 13) else None
 try:
-    command(lambda: run.train(regression(run, before=stop)))
+    run.train(regression(run, before=stop))
 except SystemExit as end:
     save_file({"weight": run.net.weight.detach()}, f"{sys.argv[4]}-{index}-of-{count}-code-{end.code}.safetensors")
 """

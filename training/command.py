@@ -111,12 +111,8 @@ def command(main: Callable[[], None]) -> None:
     """Run a script: an error is one sentence and exit code 2; Ctrl-C or SIGTERM outside the steps ends it with 130."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a KeyboardInterrupt, as Ctrl-C is
     try:
-        try:
-            main()
-        except SystemExit:  # a stop between two steps, at which all processes end together
-            PartialState().destroy_process_group()
-            raise
-        PartialState().destroy_process_group()  # a process whose group is still open may abort at its end
+        main()
+        PartialState().destroy_process_group()
     except KeyboardInterrupt:
         print("\nstopped; the state that was saved last is whole", file=sys.stderr)
         sys.exit(130)

@@ -114,6 +114,7 @@ class Run:
                 if self.accelerator.is_main_process:
                     print(f"stopped after step {self.step:,}, which is saved in {self.state}; "
                           "the same command goes on from there", file=sys.stderr)  # fmt: skip
+                self.accelerator.end_training()  # a process whose group is still open may abort at its end
                 raise SystemExit(130)
 
     def _take_step(self, batch_loss: Callable[[torch.Generator], Tensor]) -> None:
