@@ -21,7 +21,7 @@ from course_lib.latent.stable_diffusion import StableDiffusion
 
 @dataclass(frozen=True)
 class Layers:
-    """Where features and self-attention are taken over: names of residual blocks, and beginnings of attention layers."""
+    """Where features and self-attention are taken over: residual blocks, and beginnings of attention layers' names."""
 
     features: tuple[str, ...]
     own: tuple[str, ...]
@@ -76,7 +76,8 @@ def plug_and_play(sd: StableDiffusion, inverted: Inverted, target: str, *, w: fl
             raise ValueError(f"{name}: expected a share in [0, 1], got {share}")
     layers, w = layers or LAYERS[sd.defaults.settings], sd.defaults.guidance if w is None else w
     count, done = len(inverted.z_T), 0.0
-    texts = torch.cat([sd.encode_prompt(prompts) for prompts in (inverted.prompts, [negative] * count, [target] * count)])
+    prompts = (inverted.prompts, [negative] * count, [target] * count)
+    texts = torch.cat([sd.encode_prompt(of_third) for of_third in prompts])
 
     def own_attention(probs: Tensor, layer: str, is_cross: bool) -> Tensor:
         if is_cross or done >= own or not layer.startswith(layers.own):

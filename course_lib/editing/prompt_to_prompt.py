@@ -2,9 +2,9 @@
 
 Derived in: notebooks/09_prompt_to_prompt.ipynb.
 
-Source and target are drawn side by side from one noise. In the first steps the target's attention is the source's: where
-each word acts (cross-attention), and which places belong together (self-attention). The target's words then put other
-things into that layout.
+Source and target are drawn side by side from one noise. In the first steps the target's attention is the source's:
+where each word acts (cross-attention), and which places belong together (self-attention). The target's words then put
+other things into that layout.
 """
 
 from collections.abc import Mapping
@@ -50,9 +50,9 @@ class Edit:
 def alignment(tokenizer, source: str, target: str) -> tuple[Tensor, Tensor]:
     """Which tokens of the source each token of the target takes its attention from: M (L, L) and known (L,).
 
-    The target's attention becomes P_source M in the columns that are known; the others keep their own. Words are aligned
-    in their order. One that stays, or stands in the place of another, takes that word's attention, shared equally by its
-    tokens; a new one has nothing to take. Start, end and padding take those of the source.
+    The target's attention becomes P_source M in the columns that are known; the others keep their own. Words are
+    aligned in their order. One that stays, or stands in the place of another, takes that word's attention, shared
+    equally by its tokens; a new one has nothing to take. Start, end and padding take those of the source.
     Source: Hertz et al. 2022, section 3.2, "Word Swap" and "Adding a New Phrase".
     Derived in: notebooks/09_prompt_to_prompt.ipynb, section "Which token is which".
     """
@@ -74,7 +74,7 @@ def alignment(tokenizer, source: str, target: str) -> tuple[Tensor, Tensor]:
 
 
 def places(tokenizer, prompt: str, word: str) -> list[int]:
-    """The token positions of a word, or of each place where it stands.  Raises ValueError if it is not in the prompt."""
+    """The token positions of a word, at each place where it stands.  Raises ValueError if it is not in the prompt."""
     words = text.words(tokenizer, prompt)
     found = [position for name, positions in words if name == word for position in positions]
     if not found:
@@ -124,12 +124,15 @@ class SharedAttention:
 
 @torch.no_grad()
 def edit(sd: StableDiffusion, source: str, target: str, start: Tensor | Inverted, change: Edit | None = None, *,
-         w: float | None = None, steps: int = 25, negative: str = "") -> tuple[Tensor, Tensor]:  # fmt: skip
+         w: float | None = None, steps: int = 25, negative: str = "",
+         pinned: bool = True) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Pictures of the source prompt and of the edited one, (B, 3, H, W) each.
 
-    start: noise (B, C, h, w), from which the source is drawn; or an inverted picture, whose own path is the source, with
-    its prompt, steps and guidance.  change: None is `Edit()`.  w: the guidance scale (default: that of the inversion, or
-    the model's).  steps, negative: for noise; an inversion brings its own.
+    start: noise (B, C, h, w), from which the source is drawn; or an inverted picture, which brings its steps and the
+    guidance that it was made for.  change: None is `Edit()`.  w: the guidance scale (default: that of the inversion, or
+    the model's).  steps, negative: for noise.
+    pinned: keep the source of an inversion on its inverted path, so that its errors do not add up (Ju et al. 2023);
+    False draws it again, as Mokady et al. 2023 do.
     With cross = own = 0 and no weights the target is drawn as by `sd.sample`; with equal prompts it is the source.
     Source: Hertz et al. 2022, Algorithm 1.
     Raises ValueError if a word of the edit is not in its prompt.
@@ -148,7 +151,7 @@ def edit(sd: StableDiffusion, source: str, target: str, start: Tensor | Inverted
             shared.progress = i / steps
             eps_hat = guidance.guided(sd.unet_eps, features, w, against[i].repeat(2, 1, 1))(both, t)
             both = ddim_step(both, eps_hat, t, s, sd.schedule)
-            if inverted:  # the source stays on its path, so errors do not add up
+            if inverted and pinned:
                 both[:count] = inverted.path[-2 - i]
             if shared.blend and i >= BLEND_FROM * steps:
                 kept, new = both.chunk(2)

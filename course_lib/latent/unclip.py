@@ -66,7 +66,7 @@ class UnCLIP:
 
     @torch.no_grad()
     def of_texts(self, prompts: str | list[str]) -> Tensor:
-        """CLIP's embeddings (B, D_e) of texts. They lie elsewhere in the space than those of pictures: hence the prior."""
+        """CLIP's embeddings (B, D_e) of texts, which lie elsewhere than those of pictures: hence the prior."""
         return text_embedding(self.clip, text.tokenize(self.sd.tokenizer, prompts).to(self.sd.device))
 
     @torch.no_grad()
