@@ -120,6 +120,8 @@ def tune(bench: Bench, args: argparse.Namespace, setting: dict) -> None:
         means = {name: [v for v in values if v is not None] for name, values in found.items()}
         return {name: round(sum(values) / len(values), 3) for name, values in means.items()}
 
+    plain = lambda one, start: redraw(bench.sd, start, one.prompts[1], W)  # noqa: E731
+    print("prompt again", records.fill(args.out, setting, ("tuning", "prompt again"), row, plain), flush=True)
     for cross, own in itertools.product((0.4, 0.8), (0.2, 0.4, 0.6)):
         shares = Edit(cross, own)
         method = lambda one, start, shares=shares: bench.prompt_to_prompt(one, start, shares)  # noqa: E731

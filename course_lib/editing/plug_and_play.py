@@ -28,10 +28,11 @@ class Layers:
 
 
 # sd15: the paper's, as in its code: the fourth layer of the decoder, and self-attention from there on.
+# toybox: of four layers the one whose edits are obeyed most (measurements/editing.py --tune).
 LAYERS = {
     "sd15": Layers(("up_blocks.1.resnets.1",),
                    ("up_blocks.1.attentions.1", "up_blocks.1.attentions.2", "up_blocks.2", "up_blocks.3")),
-    "toybox": Layers(("up_blocks.1.resnets.1",), ("up_blocks",)),
+    "toybox": Layers(("up_blocks.0.resnets.1",), ("up_blocks",)),
 }  # fmt: skip
 
 

@@ -85,26 +85,37 @@ def c8(before: Mapping[str, Tensor], after: Mapping[str, Tensor], first: Tensor,
     return Finding("C8", "does not hold" if moved or added or not learnt else "holds", words, dict(moved=moved))
 
 
-def c9(again: float, other: float, scores: Mapping[str, Tensor], layouts: Mapping[str, Tensor]) -> Finding:
+def c9(again: float, other: float, scores: Mapping[str, Tensor], layouts: Mapping[str, Tensor],
+       gan: Mapping[str, Tensor] | None = None,
+       covers: str = "one subject: the intervals cover its prompts") -> Finding:  # fmt: skip
     """C9 holds if the picture is reproduced (its error is below half of that to another picture), the inverted latent
     keeps one layout under all prompts, and the learnt word scores above the latent under new prompts.
 
     One layout: two pictures of a latent under different prompts agree in layout more than two pictures of the word
-    under one prompt. It does not hold if one of the three is reversed. One subject: the intervals cover its prompts.
+    under one prompt. With `gan`, its inversion also has to be nearer to its picture than to another of the family, and
+    nearer than to its picture where that is of another family. It does not hold if one of these is reversed.
     again, other: mean errors to the picture and to another one.  scores: for "any noise", "inverted latent" and "the
-    word" subject fidelity (not below 0) times prompt fidelity, one number a prompt.  layouts: mean correlation of the
-    layouts of two pictures: "inverted latent", one number a latent, and "the word", one number a prompt.
+    word" subject fidelity (not below 0) times prompt fidelity, one number a prompt, or a subject.  layouts: mean
+    correlation of the layouts of two pictures: "inverted latent", one number a latent, and "the word", one number a
+    prompt; or both one a subject.  gan: PSNR in dB, one number a picture: "own", "next", and "others", of pictures of
+    other families to their own.  covers: what the intervals cover.
     """
     latent, word = (statistics.mean(layouts[name]) for name in ("inverted latent", "the word"))
     frozen, gap = difference(latent, word), statistics.paired(scores["the word"], scores["inverted latent"])
     kept = statistics.paired(scores["inverted latent"], scores["any noise"])
-    failed = again >= other / 2 or frozen.high < 0 or gap.high < 0
-    verdict = "does not hold" if failed else verdict_of(frozen, gap)
-    return Finding("C9", verdict, f"the inverted latent's picture has error {again:.3f} (another picture {other:.3f}); "
-                   f"layouts agree {latent:.2f} across prompts for the latent, {word:.2f} across noises for the word; "
-                   f"under new prompts the word scores {gap:+.3f} above the latent, and the latent {kept:+.3f} above "
-                   "any noise (one subject: the intervals cover its prompts)",
-                   dict(kept=kept, gap=gap, frozen=frozen))  # fmt: skip
+    text = (f"the inverted latent's picture has error {again:.3f} (another picture {other:.3f}); layouts agree "
+            f"{latent:.2f} across prompts for the latent, {word:.2f} across noises for the word; under new prompts the "
+            f"word scores {gap:+.3f} above the latent, and the latent {kept:+.3f} above any noise "
+            f"({covers})")  # fmt: skip
+    decide, values = [frozen, gap], dict(kept=kept, gap=gap, frozen=frozen)
+    if gan:
+        values["gan own"] = statistics.paired(gan["own"], gan["next"])
+        values["gan family"] = difference(statistics.mean(gan["own"]), statistics.mean(gan["others"]))
+        decide += [values["gan own"], values["gan family"]]
+        text += (f"; the GAN's latent is {values['gan own']:.1f} dB nearer to its picture than to another cat, and "
+                 f"{values['gan family']:.1f} dB worse for pictures of other nouns")  # fmt: skip
+    failed = again >= other / 2 or any(gain.high < 0 for gain in decide)
+    return Finding("C9", "does not hold" if failed else verdict_of(*decide), text, values)
 
 
 # C10 to C13: words -> (score, one, other), the difference of method one minus method other. A claim holds if all of
