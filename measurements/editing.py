@@ -58,6 +58,7 @@ class Bench:
             args.dtype = "float32"  # an inversion in bfloat16 does not come back
         self.args, self.sd = args, stable_diffusion.load(args.model, dtype=records.prepare(args))
         self.judge = judge.load_judge(self.sd.device)
+        self.at, self.starts = -1, []
 
     def inverted(self, images: Tensor, batch: list[TrueEdit], fixed_point: int = 1) -> list[Inverted]:
         """One inversion for each edit, computed as a batch."""
@@ -98,7 +99,9 @@ class Bench:
     def part(self, batch: list[TrueEdit], method, name: str, at: int) -> dict:
         """Scores of one method on some edits; the pictures are saved as a strip of source, edit and truth."""
         source, target, _ = edits.pictures(batch)
-        starts = self.inverted(source, batch)
+        if self.at != at:  # all methods of a part share its inversions
+            self.at, self.starts = at, self.inverted(source, batch)
+        starts = self.starts
         begin = time.perf_counter()
         images = torch.cat([method(one, source[k : k + 1], starts[k]).cpu() for k, one in enumerate(batch)])
         seconds = (time.perf_counter() - begin) / len(batch)

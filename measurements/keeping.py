@@ -5,7 +5,8 @@
 "subjects": six subjects, four pictures of each, the first four new scenes. Prompt-to-Prompt and Plug-and-Play edit each
 picture to each scene, and the inverted latent is drawn again with it; a LoRA and the word of Textual Inversion learn
 the subject from all pictures and draw the same scenes from four noises; the plain noun does too. Scored by scene:
-structure shared with the picture ("keeps"), structure that pictures of two scenes share ("between scenes") and that two pictures
+structure shared with the picture ("keeps"), structure that pictures of two scenes share ("between scenes") and that two
+pictures
 of one scene share ("within a scene"), subject fidelity, and whether the judge reads the scene. Also the error of the
 inverted latent's own picture. C7 compares edits with the LoRA, C9 the inverted latent with the word.
 "gan" (C9): 20 held-out cats and 20 renderings of other nouns, inverted by the GAN and by the diffusion model without
