@@ -19,11 +19,12 @@ from pathlib import Path
 import experiments
 import mixtures
 import part1
+import part3
 import records
 from methods import SUBJECTS, Sampler
 
 from course_lib.environment import RESULTS
-from course_lib.evaluation import rules_editing, rules_methods, rules_models
+from course_lib.evaluation import rules_methods, rules_models
 from course_lib.evaluation.claims import CLAIMS, Finding, not_yet
 
 EXPERIMENTS = experiments.EXPERIMENTS | {("mixtures",): mixtures.mixtures}
@@ -85,22 +86,9 @@ def from_styles(path: Path = RESULTS / "styles.json") -> list[Finding]:
     return [rules_methods.c20(learnt)]
 
 
-def from_editing(folder: Path = RESULTS) -> list[Finding]:
-    """C5, C6, C7 and C9, of the records that are there."""
-    paths = {name: folder / f"{name}.json" for name in ("unclip", "editing", "keeping")}
-    there = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.is_file()}
-    found = [rules_editing.c5(*rules_editing.of_unclip(there["unclip"]))] if "unclip" in there else []
-    if "editing" in there:
-        found.append(rules_editing.c6(rules_editing.of_edits(there["editing"]), rules_editing.errors(there["editing"])))
-    if "keeping" in there:
-        found += [rules_editing.c7(*rules_editing.of_subjects(there["keeping"])),
-                  rules_methods.c9(**rules_editing.for_c9(there["keeping"]))]  # fmt: skip
-    return found
-
-
 def judged(done: dict, table: dict, sampler: Sampler) -> dict:
     """The entries of all claims, C1 to C21b, as the record keeps them."""
-    found = [*part1.findings(), *from_editing(), *from_spaces(), *from_styles(), *from_pairs(), *from_methods(table)]
+    found = [*part1.findings(), *part3.findings(), *from_spaces(), *from_styles(), *from_pairs(), *from_methods(table)]
     found += from_experiments(done, sampler.args.images)
     known = {one.name: one for one in found}
     return {name: known.get(name, not_yet(name)).as_dict() for name in CLAIMS}

@@ -1,5 +1,8 @@
 """Editing: each method equals the untouched sampler at its limit, and DDIM run backwards comes back."""
 
+import dataclasses
+import math
+
 import pytest
 import torch
 from tiny import build
@@ -11,6 +14,10 @@ from course_lib.editing.inversion import ddim_inversion, ddim_step, invert, null
 from course_lib.editing.plug_and_play import Layers, plug_and_play
 from course_lib.editing.prompt_to_prompt import Edit, SharedAttention, alignment, edit, places
 from course_lib.editing.sdedit import sdedit
+from course_lib.evaluation import edits, rules_editing
+from course_lib.evaluation.judge import load_judge
+from course_lib.evaluation.personalized import pixels
+from course_lib.evaluation.statistics import Estimate
 from course_lib.latent import registry
 from course_lib.latent.stable_diffusion import load
 
@@ -197,7 +204,115 @@ def test_pictures_of_another_size_are_refused(sd):
         invert(sd, torch.zeros(2, 3, 64, 64), [SOURCE])
 
 
-def test_the_tiny_model_in_the_published_layout(tmp_path):
+def test_every_method_runs_on_the_published_layout_at_reduced_size():
+    """Stable Diffusion 1.5's configuration with random weights, smaller: the same functions, two pictures at once."""
     sd = build()
-    noise = sd.noise(1, seed=0)
-    assert edit(sd, "a cat", "a tiger", noise, Edit(), w=3, steps=2)[1].isfinite().all()
+    images = sd.sample(["a cat", "a dog"], x_T=sd.noise(2, seed=1), w=3, steps=2)
+    found = invert(sd, images, ["a cat", "a dog"], steps=3, fixed_point=1)
+    learnt = null_text_inversion(sd, found, 3.0, updates=1, low_memory=True)
+    closed = inversion.negative_prompt_inversion(sd, found, 3.0)
+    edited = {
+        "Prompt-to-Prompt": edit(sd, "a cat", "a tiger", sd.noise(2, seed=0), Edit(), w=3, steps=2)[1],
+        "null-text": edit(sd, "a cat", "a tiger", learnt, Edit())[1],
+        "negative prompt": edit(sd, "a cat", "a tiger", closed, Edit(blend=("cat", "tiger"), side=8))[1],
+        "Plug-and-Play": plug_and_play(sd, found, "a tiger", w=3),
+        "SDEdit": sdedit(sd, images, "a tiger", 0.5, w=3, steps=2),
+    }
+    for name, picture in edited.items():
+        assert picture.shape == images.shape and picture.isfinite().all(), name
+    assert sd.defaults.settings == "sd15"
+
+
+# ---- edits with a right answer ----
+
+
+@pytest.fixture(scope="module")
+def batch():
+    return edits.true_edits(14)
+
+
+def test_an_edit_changes_one_thing_and_its_sentence(batch):
+    for one in batch:
+        before, after = (dataclasses.asdict(spec) for spec in (one.source, one.target))
+        moved = {name for name in before if before[name] != after[name]} - {"accessory_colour"}
+        assert moved == {one.attribute}, one.kind
+        assert one.prompts[0] != one.prompts[1]
+    assert {one.kind for one in batch} == set(edits.KINDS)
+    assert [one.source for one in edits.true_edits(3)] == [one.source for one in batch[:3]]
+    assert edits.true_edits(1, edits.TUNING_SEED)[0] != batch[0]
+
+
+def test_the_true_target_has_the_best_scores(batch):
+    source, target, mask = edits.pictures(batch)
+    network = load_judge()
+    truth, untouched = edits.scores(network, batch, target), edits.scores(network, batch, source)
+    assert truth["obeyed"].mean() > 0.85 and untouched["obeyed"].mean() < 0.2
+    assert (truth["truth"] == 80 - 10 * torch.log10(torch.tensor(1.0))).all()
+    assert truth["kept"][truth["kept"].isfinite()].min() > 20  # only what lies under the mask's threshold differs
+    close(untouched["structure"], torch.ones(14), rtol=0, atol=1e-4)
+    close(truth["structure"], torch.ones(14), rtol=0, atol=1e-4)
+    styles = torch.tensor([one.kind == "style" for one in batch])
+    assert truth["kept"][styles].isnan().all() and truth["kept"][~styles].isfinite().float().mean() > 0.8
+    assert mask.shape == (14, 1, 64, 64) and set(mask.unique().tolist()) == {0.0, 1.0}
+
+
+def test_structure_falls_when_the_object_moves(batch):
+    """A new colour in the same pose keeps it, also where its stripes have other edges; another place does not."""
+    network = load_judge()
+    for one in batch:
+        if one.kind in ("colour", "pattern", "scene"):
+            moved = dataclasses.replace(one.target, x=one.source.x + 0.12, flip=not one.source.flip)
+            found = edits.scores(network, [one] * 2, pixels([one.target, moved]))["structure"]
+            assert found[0] > 0.99 and found[1] < 0.75, one
+
+
+def test_psnr_by_hand():
+    x, y = torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4)
+    y[1, :, :2] = 0.2
+    close(edits.psnr(x, y), torch.tensor([80.0, 10 * math.log10(4 / 0.02)]))
+    where = torch.zeros(2, 1, 4, 4)
+    where[:, :, :2] = 1
+    close(edits.psnr(x, y, where)[1].item(), 10 * math.log10(4 / 0.04), rtol=1e-5, atol=0)
+    assert edits.psnr(x, y, torch.zeros(2, 1, 4, 4)).isnan().all()
+
+
+# ---- rules ----
+
+
+def rows_of(obeyed, kept, structure, n=40):
+    """Scores around these means, with a little spread."""
+    g = torch.Generator().manual_seed(0)
+    spread = 0.02 * torch.randn(n, generator=g)
+    hits = (torch.arange(n) < round(obeyed * n)).float()[torch.randperm(n, generator=g)]
+    return {"obeyed": hits, "kept": kept + spread, "structure": structure + spread}
+
+
+def test_c6_needs_both_methods_to_obey_and_to_keep():
+    rows = {rules_editing.AGAIN: rows_of(0.9, 19, 0.5), "SDEdit 0.4": rows_of(0.5, 24, 0.8),
+            "SDEdit 0.8": rows_of(0.9, 18, 0.4)}  # fmt: skip
+    errors = [0.2, 0.3, 0.25], [0.02, 0.03, 0.025]
+    good = dict.fromkeys(rules_editing.METHODS, rows_of(0.9, 23, 0.7))
+    assert rules_editing.c6(rows | good, errors).verdict == "holds"
+    assert rules_editing.c6(rows | good, errors[::-1]).verdict == "does not hold"
+    lazy = good | {"Plug-and-Play": rows_of(0.3, 30, 0.95)}
+    assert rules_editing.c6(rows | lazy, errors).verdict == "does not hold"
+    wild = good | {"Plug-and-Play": rows_of(0.9, 17, 0.3)}
+    assert rules_editing.c6(rows | wild, errors).verdict == "does not hold"
+
+
+def test_scores_that_do_not_apply_are_left_out_and_fewer_edits_are_the_first():
+    one, other = rows_of(0.8, 20, 0.5, 30), rows_of(0.8, 18, 0.5, 40)
+    one["kept"][:5] = float("nan")
+    found = rules_editing.gains(one, other)
+    assert found["kept"].n == 25 and found["structure"].n == 30
+
+
+def test_c5_and_c7_by_hand():
+    sure = lambda value: Estimate(value, value - 0.02, value + 0.02, 200)  # noqa: E731
+    good = rules_editing.c5(sure(0.8), sure(0.3), sure(0.2), sure(0.7), sure(0.9))
+    assert good.verdict == "holds"
+    assert rules_editing.c5(sure(0.8), sure(0.9), sure(0.2), sure(0.7), sure(0.9)).verdict == "does not hold"
+    assert rules_editing.c5(sure(0.3), sure(0.3), sure(0.2), sure(0.7), sure(0.9)).verdict == "does not hold"
+    assert rules_editing.c5(sure(0.8), sure(0.3), sure(0.2), sure(0.2), sure(0.9)).verdict == "does not hold"
+    assert rules_editing.c7(sure(0.3), sure(0.2), sure(0.2)).verdict == "holds"
+    assert rules_editing.c7(sure(0.3), sure(-0.2), sure(0.2)).verdict == "does not hold"

@@ -195,13 +195,19 @@ STAGES = {  # small, but whole: data, steps, what is measured at a save, what is
     "toybox_clip": "--images 24 --batch-size 4 --steps 4",
     "toybox_unet": f"--images 24 --batch-size 2 --steps 4 --parts {CHECKPOINTS / 'toybox-sd'}",
     "toybox_judge": "--images 24 --batch-size 6 --steps 4 --individuals 230",
+    "toybox_unclip decoder": f"--images 24 --batch-size 2 --steps 4 --parts {CHECKPOINTS / 'toybox-sd'}",
+    "toybox_unclip prior": f"--images 24 --batch-size 4 --steps 4 --parts {CHECKPOINTS / 'toybox-sd'}",
+    "toybox_unclip regression": f"--images 24 --batch-size 4 --steps 4 --parts {CHECKPOINTS / 'toybox-sd'}",
+    "toybox_gan gan": "--images 24 --batch-size 2 --steps 8",  # its penalty comes at the eighth step
+    "toybox_gan encoder": f"--batch-size 2 --steps 4 --start-from {CHECKPOINTS / 'toybox-gan' / 'generator'}",
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_stopped_by_ctrl_c_and_resumed_ships_the_same(tmp_path, monkeypatch, script, name):
-    arguments = [*STAGES[name].split(), *"--precision no --threads 1".split()]
+    stage, (name, *part) = STAGES[name], name.split()
+    arguments = [*part, *stage.split(), *"--precision no --threads 1".split()]
     if name == "classifier_cifar10":
         arguments += ["--data", data_file(tmp_path)]
     if name == "toybox_unet":

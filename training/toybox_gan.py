@@ -129,7 +129,8 @@ def train_encoder(args, accelerator, about) -> None:
 
     run.train(lambda random: error(run.net, random), on_save)
     if args.ship and accelerator.is_main_process:
-        facts = dict(made_by="training/toybox_gan.py", **run.facts(), measured=on_save(run.step))
+        facts = dict(made_by="training/toybox_gan.py", data="drawn by the generator, whose latents are known",
+                     **run.facts(), measured=on_save(run.step))  # fmt: skip
         checkpoint.save(run.ema.model, args.ship / "encoder", facts)
 
 

@@ -177,7 +177,7 @@ def train_decoder(args, accelerator, about, embedding, vae, text_encoder, tokeni
     run.train(batch_loss, on_save)
     if args.ship and accelerator.is_main_process:
         ship(run.ema.model["unet"], args.ship / "decoder", run, made_by="training/toybox_unclip.py", predicts="v")
-        facts = dict(made_by="training/toybox_unclip.py", **run.facts())
+        facts = dict(made_by="training/toybox_unclip.py", data=about["data"], **run.facts())
         checkpoint.save(run.ema.model["tokens"], args.ship / "tokens", facts)
 
 

@@ -123,13 +123,15 @@ def scores(network: judge.Judge, edits: Sequence[TrueEdit], images: Tensor) -> d
     """The scores of edited pictures (N, 3, 64, 64), each (N,).
 
     obeyed: 1 if the judge reads the target's value off.  kept: PSNR to the source outside of what may change, in dB;
-    not a number for a scene or a style, which change all pixels.  structure: of the object, against the source.
-    truth: PSNR to the true target, in dB.
+    not a number where all may change, as in a style.  structure: of the object, against the source or the true target,
+    whichever is nearer: a new colour or pattern has other edges in the same pose.  truth: PSNR to the true target.
     """
     source, target, mask = pictures(edits)
     logits, _ = judge.answers(network, images)
     wanted = judge.labels([edit.target for edit in edits])
     right = [logits[e.attribute][k].argmax() == wanted[e.attribute][k] for k, e in enumerate(edits)]
+    where = objects(edits)
+    alike = torch.maximum(structure(images, source, where), structure(images, target, where))
     outside = (1 - mask) * ((1 - mask).mean((1, 2, 3), keepdim=True) > 0.05)  # a few stray pixels say nothing
     return {"obeyed": torch.tensor(right).float(), "kept": psnr(images, source, outside),
-            "structure": structure(images, source, objects(edits)), "truth": psnr(images, target)}  # fmt: skip
+            "structure": alike, "truth": psnr(images, target)}  # fmt: skip
