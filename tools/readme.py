@@ -3,14 +3,15 @@
     python tools/readme.py            write them
     python tools/readme.py --check    say which pages are old (exit status 1 if any is)
 
-A table stands between `<!-- table: NAME -->` and `<!-- end -->`; NAME is a function of tables.py, tables_results.py or
-tables_speed.py.
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`; NAME is a function of tables.py, tables_results.py,
+tables_editing.py or tables_speed.py.
 """
 
 import re
 import sys
 
 import tables
+import tables_editing
 import tables_results
 import tables_speed
 from tables import REPO
@@ -23,7 +24,7 @@ def filled(text: str, page: str) -> str:
     """The text of a page with each of its tables written anew."""
 
     def again(found: re.Match) -> str:
-        modules = (tables, tables_results, tables_speed)
+        modules = (tables, tables_results, tables_editing, tables_speed)
         make = next((getattr(module, found[2]) for module in modules if hasattr(module, found[2])), None)
         if make is None:
             raise SystemExit(f"{page}: no function makes the table {found[2]}; see tools/tables*.py")

@@ -21,6 +21,10 @@ ABOUT = {
     "04": "Build the autoencoder that turns pictures into latents.",
     "05": "Train a text-to-image model on latents.",
     "06": "Write Stable Diffusion's loop, and match the stock pipeline.",
+    "07": "From text to an image embedding, and from it to a picture.",
+    "08": "From a picture back to its noise, with and without guidance.",
+    "09": "Change one word, and keep the picture's layout.",
+    "10": "Any prompt in a given picture's layout; what editing cannot do.",
     "11": "Learn one new word from five pictures.",
     "12": "Train all weights, and keep the class; LoRA.",
     "13": "Train only the keys and values that read text.",
@@ -39,6 +43,9 @@ WORDS = {
     "merged, text": "merged minus DreamBooth, CLIP-T",
     "riso": "riso beyond half of the way",
     "gain": "fidelity gap",
+    "kept": "share kept",
+    "keeps": "structure kept, editing minus LoRA",
+    "frozen": "layouts of a latent minus of a word",
 }
 
 
