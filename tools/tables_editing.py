@@ -19,10 +19,10 @@ def editing() -> str:
         rows.append((name, len(scores["obeyed"]), f"{statistics.share(scores['obeyed']):.2f}", f"{means[0]:.1f}",
                      f"{means[1]:.2f}", f"{means[2]:.1f}", f"{seconds:.1f}"))  # fmt: skip
     note = (f"Obeyed: the judge reads the new value. Kept: PSNR to the given picture over the pixels that need not "
-            f"change, where there are any. Structure: correlation of edges in the object's area with the given picture "
-            f"or the right answer, whichever is larger. Intervals over edits (Wilson for shares, Student's t). "
-            f"Measured by `python measurements/editing.py`: {run['steps']} DDIM steps, w = {run['w']:g}, {run['dtype']}, "
-            f"{run['device']}, {run['date']}.")  # fmt: skip
+            f"change, where there are any. Structure: correlation of edges in the object's area with the given "
+            f"picture or the right answer, whichever is larger. Intervals over edits (Wilson for shares, Student's t). "
+            f"Measured by `python measurements/editing.py`: {run['steps']} DDIM steps, w = {run['w']:g}, "
+            f"{run['dtype']}, {run['device']}, {run['date']}.")  # fmt: skip
     return table(*rows) + f"\n\n{note}"
 
 
@@ -49,8 +49,8 @@ def unclip() -> str:
     rows += [(name, f"{column(name, 'obeyed'):.2f}", f"{column(name, 'diversity'):.2f}")
              for name in ("prior", "regression", "text alone")]  # fmt: skip
     note = (f"Variations of {run['pictures']} held-out pictures keep {column('variations', 'kept'):.2f} of the "
-            f"attributes (of another picture's: {column('variations', 'shuffled').value:.2f}). Correlation of edges: two "
-            f"variations {column('variations', 'alike'):.2f}, two pictures of one prompt "
+            f"attributes (of another picture's: {column('variations', 'shuffled').value:.2f}). Correlation of edges: "
+            f"two variations {column('variations', 'alike'):.2f}, two pictures of one prompt "
             f"{column('variations', 'apart'):.2f}. Measured by `python measurements/unclip.py`: {run['steps']} DDIM "
             f"steps, w = {run['w']:g} (text alone {run['w_text']:g}), {run['dtype']}, {run['device']}, "
             f"{run['date']}.")  # fmt: skip
@@ -87,6 +87,6 @@ def editing_speed() -> str:
         reached = "reached" if ours <= row["target_seconds"] else "missed"
         rows.append((row["what"], f"{ours:.1f} s", f"{plain:.1f} s", f"{row['times_as_fast']:.1f}",
                      f"<= {row['target_seconds']} s ({reached})"))  # fmt: skip
-    note = (f"Measured by `python benchmarks/editing.py`: {run['steps']} DDIM steps, w = {run['w']:g}, {run['device']}, "
-            f"torch {run['torch']}, {run['date']}. The ratio is the median over {run['rounds']} rounds.")  # fmt: skip
+    note = (f"Measured by `python benchmarks/editing.py`: {run['steps']} DDIM steps, w = {run['w']:g}, "
+            f"{run['device']}, torch {run['torch']}, {run['date']}. The ratio is the median over {run['rounds']} rounds.")  # fmt: skip
     return table(*rows) + f"\n\n{note}"
