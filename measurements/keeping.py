@@ -24,7 +24,7 @@ from methods import SUBJECTS, VARIANTS
 from torch import Tensor
 
 from course_lib.editing.gan import gan_inversion, load_gan
-from course_lib.editing.inversion import Inverted, invert, negative_prompt_inversion, redraw
+from course_lib.editing.inversion import Inverted, invert, redraw
 from course_lib.editing.plug_and_play import plug_and_play
 from course_lib.editing.prompt_to_prompt import edit
 from course_lib.environment import CHECKPOINTS, RESULTS, from_uint8
@@ -58,7 +58,7 @@ def of_subject(sd, scorer: Scorer, name: str) -> dict:
               for k, spec in enumerate(specs)]  # fmt: skip
 
     def edited(start: Inverted, target: str) -> Tensor:
-        return edit(sd, start.prompts[0], target, negative_prompt_inversion(sd, start, W), w=W)[1]
+        return edit(sd, start.prompts[0], target, start, w=W)[1]
 
     noise = sd.noise(PICTURES, seed=2)
 

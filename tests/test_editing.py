@@ -10,8 +10,9 @@ from torch import nn
 
 from course_lib.diffusion import samplers, schedule
 from course_lib.editing import inversion
+from course_lib.editing.attention import attention_hook
 from course_lib.editing.inversion import ddim_inversion, ddim_step, invert, null_text_inversion, redraw
-from course_lib.editing.plug_and_play import Layers, plug_and_play
+from course_lib.editing.plug_and_play import Layers, features_shared, plug_and_play
 from course_lib.editing.prompt_to_prompt import Edit, SharedAttention, alignment, edit, places
 from course_lib.editing.sdedit import sdedit
 from course_lib.evaluation import edits, rules_editing
@@ -146,6 +147,26 @@ def test_without_any_share_the_target_is_drawn_as_it_is(sd):
     assert (changed - target).abs().max() > 1e-2
 
 
+def test_attention_that_is_not_shared_is_untouched_bit_for_bit(sd):
+    zt, features = sd.noise(4, seed=3), sd.encode_prompt(["", "", SOURCE, TARGET])
+    with attention_hook(sd.unet, lambda probs, layer, is_cross: probs):
+        plain = sd.unet_eps(zt, 500, features)
+    with attention_hook(sd.unet, SharedAttention(sd, SOURCE, TARGET, Edit(0, 0))):
+        assert torch.equal(sd.unet_eps(zt, 500, features), plain)
+    with attention_hook(sd.unet, SharedAttention(sd, SOURCE, TARGET, Edit(0, 0.1))):
+        changed = sd.unet_eps(zt, 500, features)
+    assert torch.equal(changed[:3], plain[:3]) and not torch.equal(changed[3], plain[3])  # the target alone
+
+
+def test_a_negative_prompt_takes_part(sd, picture):
+    noise = sd.noise(1, seed=3)
+    target = edit(sd, SOURCE, TARGET, noise, Edit(0, 0), w=3, steps=3, negative="a beach")[1]
+    close(target, sd.sample(TARGET, x_T=noise, w=3, steps=3, negative="a beach"), rtol=0, atol=1e-4)
+    found = invert(sd, picture, SOURCE, steps=3)
+    with_it, without = (edit(sd, SOURCE, TARGET, found, w=3, negative=line)[1] for line in ("a beach", ""))
+    assert (with_it - without).abs().max() > 1e-3
+
+
 def test_a_weight_of_one_changes_nothing(sd):
     noise = sd.noise(1, seed=3)
     plain = edit(sd, SOURCE, TARGET, noise, Edit(), w=3, steps=4)[1]
@@ -167,6 +188,11 @@ def test_mistakes_of_an_edit_are_told(sd):
             edit(sd, SOURCE, TARGET, noise, wrong, steps=2)
     with pytest.raises(ValueError, match=r"cross: expected a share in \[0, 1\], got 1\.5"):
         Edit(cross=1.5)
+    found = invert(sd, torch.zeros(1, 3, 64, 64), SOURCE, steps=2)
+    with pytest.raises(ValueError, match="steps: expected 2, as in the inversion, or None, got 3"):
+        edit(sd, SOURCE, TARGET, found, steps=3)
+    with pytest.raises(ValueError, match="negative: expected none, since this inversion"):
+        edit(sd, SOURCE, TARGET, inversion.negative_prompt_inversion(sd, found, 3.0), negative="rain")
     shared = SharedAttention(sd, SOURCE, TARGET, Edit(blend=("cat", "cat"), side=5))
     with pytest.raises(ValueError, match="side"):
         shared.mask(noise)
@@ -180,6 +206,16 @@ def test_plug_and_play_without_shares_draws_the_target_from_the_inverted_noise(s
     plain = sd.sample(TARGET, x_T=found.z_T, w=3, steps=4)
     close(plug_and_play(sd, found, TARGET, w=3, features=0, own=0), plain, rtol=0, atol=1e-4)
     assert (plug_and_play(sd, found, TARGET, w=3) - plain).abs().max() > 1e-2
+
+
+def test_features_that_are_not_shared_are_untouched_bit_for_bit(sd):
+    zt, features = sd.noise(3, seed=1), sd.encode_prompt(["a cat", "", "a dog"])
+    plain = sd.unet_eps(zt, 500, features)
+    with features_shared(sd.unet, ["up_blocks.0.resnets.1"], lambda: False):
+        assert torch.equal(sd.unet_eps(zt, 500, features), plain)
+    with features_shared(sd.unet, ["up_blocks.0.resnets.1"], lambda: True):
+        assert not torch.equal(sd.unet_eps(zt, 500, features), plain)
+    assert torch.equal(sd.unet_eps(zt, 500, features), plain)
 
 
 def test_hooks_are_undone_after_an_error(sd, picture):

@@ -88,5 +88,6 @@ def editing_speed() -> str:
         rows.append((row["what"], f"{ours:.1f} s", f"{plain:.1f} s", f"{row['times_as_fast']:.1f}",
                      f"<= {row['target_seconds']} s ({reached})"))  # fmt: skip
     note = (f"Measured by `python benchmarks/editing.py`: {run['steps']} DDIM steps, w = {run['w']:g}, "
-            f"{run['device']}, torch {run['torch']}, {run['date']}. The ratio is the median over {run['rounds']} rounds.")  # fmt: skip
+            f"{run['device']}, torch {run['torch']}, {run['date']}. The ratio is the median over {run['rounds']} "
+            "rounds.")  # fmt: skip
     return table(*rows) + f"\n\n{note}"

@@ -124,27 +124,30 @@ class SharedAttention:
 
 @torch.no_grad()
 def edit(sd: StableDiffusion, source: str, target: str, start: Tensor | Inverted, change: Edit | None = None, *,
-         w: float | None = None, steps: int = 25, negative: str = "",
+         w: float | None = None, steps: int | None = None, negative: str = "",
          pinned: bool = True) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Pictures of the source prompt and of the edited one, (B, 3, H, W) each.
 
     start: noise (B, C, h, w), from which the source is drawn; or an inverted picture, which brings its steps and the
     guidance that it was made for.  change: None is `Edit()`.  w: the guidance scale (default: that of the inversion, or
-    the model's).  steps, negative: for noise.
+    the model's).  steps: default 25, or those of the inversion.  negative: a prompt to move away from; one that was
+    inverted for guidance brings its own.
     pinned: keep the source of an inversion on its inverted path, so that its errors do not add up (Ju et al. 2023);
     False draws it again, as Mokady et al. 2023 do.
     With cross = own = 0 and no weights the target is drawn as by `sd.sample`; with equal prompts it is the source.
     Source: Hertz et al. 2022, Algorithm 1.
-    Raises ValueError if a word of the edit is not in its prompt.
+    Raises ValueError if a word of the edit is not in its prompt, or for steps or a negative prompt beside an inversion
+    that has others.
     Derived in: notebooks/09_prompt_to_prompt.ipynb, section "The loop".
     """
     change, inverted = change or Edit(), start if isinstance(start, Inverted) else None
     zt = inverted.z_T if inverted else start.to(sd.device, sd.working_dtype)
     w = (inverted.w if inverted else sd.defaults.guidance) if w is None else w
-    steps, count = inverted.steps if inverted else steps, len(zt)
+    steps, count = _steps_of(inverted, steps, negative), len(zt)
     shared = SharedAttention(sd, source, target, change, count)
     features = sd.encode_prompt([source] * count + [target] * count)
-    against = inverted.against if inverted else [sd.encode_prompt(negative).expand(count, -1, -1)] * steps
+    own = inverted and inverted.w != 1  # features that were made for guidance
+    against = inverted.against if own else [sd.encode_prompt(negative).expand(count, -1, -1)] * steps
     times, both = sd.schedule.times(steps), torch.cat([zt, zt])
     with attention_hook(sd.unet, shared):
         for i, (t, s) in enumerate(zip(times, [*times[1:], 0])):
@@ -158,3 +161,14 @@ def edit(sd: StableDiffusion, source: str, target: str, start: Tensor | Inverted
                 both = torch.cat([kept, kept + shared.mask(kept) * (new - kept)])
     images = torch.cat([sd.decode(part) for part in both.split(8)])
     return images[:count], images[count:]
+
+
+def _steps_of(inverted: Inverted | None, steps: int | None, negative: str) -> int:
+    """The sampler's steps; an inversion is only valid at its own."""
+    if inverted is None:
+        return 25 if steps is None else steps
+    if steps not in (None, inverted.steps):
+        raise ValueError(f"steps: expected {inverted.steps}, as in the inversion, or None, got {steps}")
+    if negative and inverted.w != 1:
+        raise ValueError(f"negative: expected none, since this inversion moves away from its own, got {negative!r}")
+    return inverted.steps
