@@ -64,8 +64,7 @@ class Bench:
         """One inversion for each edit, computed as a batch."""
         found = invert(self.sd, images, [one.prompts[0] for one in batch], steps=self.args.steps,
                        fixed_point=fixed_point)  # fmt: skip
-        return [Inverted(found.prompts[k : k + 1], [z[k : k + 1] for z in found.path], found.steps, 1.0,
-                         [e[k : k + 1] for e in found.against]) for k in range(len(batch))]  # fmt: skip
+        return [found[k : k + 1] for k in range(len(batch))]
 
     def prompt_to_prompt(self, one: TrueEdit, start: Inverted, change: Edit | None = None, **options) -> Tensor:
         return edit(self.sd, *one.prompts, start, change, w=W, **options)[1]
@@ -74,23 +73,24 @@ class Bench:
         sd, steps = self.sd, self.args.steps
         table = {
             "autoencoder alone": lambda one, x, start: sd.decode(start.path[0]),
-            "prompt again, new noise": lambda one, x, start: sd.sample(one.prompts[1], w=W, steps=steps, seed=11),
+            "prompt again, new noise": lambda one, x, start: sd.sample(
+                one.prompts[1], w=W, steps=steps, seed=seed_of(one)),
             "prompt again": lambda one, x, start: redraw(sd, start, one.prompts[1], W),
         }
         for strength in (0.4, 0.6, 0.8):
             table[f"SDEdit {strength}"] = lambda one, x, start, strength=strength: sdedit(
-                sd, x, one.prompts[1], strength, w=W, steps=steps, seed=11)  # fmt: skip
+                sd, x, one.prompts[1], strength, w=W, steps=steps, seed=seed_of(one))  # fmt: skip
         table |= {
             "DDIM + Prompt-to-Prompt": lambda one, x, start: self.prompt_to_prompt(one, start, pinned=False),
             "pinned DDIM + Prompt-to-Prompt": lambda one, x, start: self.prompt_to_prompt(one, start),
             "negative-prompt + Prompt-to-Prompt": lambda one, x, start: self.prompt_to_prompt(
-                one, inversion.negative_prompt_inversion(sd, start, W)),
+                one, inversion.negative_prompt_inversion(sd, start, W), pinned=False),
             "Plug-and-Play": lambda one, x, start: plug_and_play(sd, start, one.prompts[1], w=W),
         }  # fmt: skip
         return table
 
     def null_text(self, one: TrueEdit, x: Tensor, start: Inverted) -> Tensor:
-        return self.prompt_to_prompt(one, inversion.null_text_inversion(self.sd, start, W))
+        return self.prompt_to_prompt(one, inversion.null_text_inversion(self.sd, start, W), pinned=False)
 
     def scored(self, batch: list[TrueEdit], images: Tensor) -> dict:
         found = edits.scores(self.judge, batch, images.cpu().float())
@@ -110,6 +110,11 @@ class Bench:
         strip = montage(torch.cat([source, images, target]), len(batch))
         Image.fromarray(strip).save(folder / f"{at:03d}.png")
         return self.scored(batch, images) | {"seconds": round(seconds, 2)}
+
+
+def seed_of(one: TrueEdit) -> int:
+    """Of the noise of an edit that is not inverted: each has its own."""
+    return one.source.seed % 2**31
 
 
 def tune(bench: Bench, args: argparse.Namespace, setting: dict) -> None:
@@ -183,10 +188,10 @@ def main() -> None:
             part = batch[at : at + PART]
             row = records.fill(args.out, setting, ("methods", name, str(at)), bench.part, part, method, name, at)
             print(at, name, row["seconds"], flush=True)
-    for at in range(0, NULL_TEXT, PART):
-        name = "null-text + Prompt-to-Prompt"
-        records.fill(args.out, setting, ("methods", name, str(at)), bench.part, batch[at : at + PART], bench.null_text,
-                     name, at)  # fmt: skip
+    few, name = batch[:NULL_TEXT], "null-text + Prompt-to-Prompt"
+    for at in range(0, len(few), PART):
+        part = few[at : at + PART]
+        records.fill(args.out, setting, ("methods", name, str(at)), bench.part, part, bench.null_text, name, at)
     records.fill(args.out, setting, ("reconstruction",), reconstruction, bench)
 
 

@@ -2,13 +2,13 @@
 
     python measurements/keeping.py
 
-"subjects": six subjects, four pictures of each, the first four new scenes. Prompt-to-Prompt and Plug-and-Play edit each
-picture to each scene, and the inverted latent is drawn again with it; a LoRA and the word of Textual Inversion learn
-the subject from all pictures and draw the same scenes from four noises; the plain noun does too. Scored by scene:
-structure shared with the picture ("keeps"), structure that pictures of two scenes share ("between scenes") and that two
-pictures
-of one scene share ("within a scene"), subject fidelity, and whether the judge reads the scene. Also the error of the
-inverted latent's own picture. C7 compares edits with the LoRA, C9 the inverted latent with the word.
+"subjects": six subjects, four pictures of each, the first four new scenes. Prompt-to-Prompt and Plug-and-Play edit
+each picture to each scene, and the inverted latent is drawn again with it. A LoRA and the word of Textual Inversion learn the
+subject from all pictures and draw the same scenes from four noises; so does the plain noun. Scored by scene: structure
+shared with the picture ("keeps"), structure that pictures of two scenes share ("between scenes"), structure that two
+pictures of one scene share ("within a scene"), subject fidelity, whether the judge reads the scene, and the product of
+these two ("told"). Also the error of the inverted latent's own picture. C7 compares edits with the LoRA, C9 the
+inverted latent with the word.
 "gan" (C9): 20 held-out cats and 20 renderings of other nouns, inverted by the GAN and by the diffusion model without
 guidance: PSNR to the picture, and to the next one.
 """
@@ -83,6 +83,7 @@ def of_subject(sd, scorer: Scorer, name: str) -> dict:
     again = torch.cat([redraw(sd, start) for start in starts]).cpu()
     errors = {"again": (again - x).abs().mean().item() / 2, "other": (again - x.roll(1, 0)).abs().mean().item() / 2}
     fields = [field for _, field in prompts]
+    found["picture"] = x[None].expand(len(targets), *x.shape)
     rows = {way: scored(scorer, images.cpu().float(), x, name, fields) for way, images in found.items()}
     return rows | {"errors": {key: round(value, 4) for key, value in errors.items()}}
 
@@ -96,10 +97,12 @@ def scored(scorer: Scorer, images: Tensor, x: Tensor, name: str, fields: list[di
     within = torch.stack([torch.stack([edits.structure(one[a : a + 1], one[b : b + 1], everywhere[:1])[0]
                                        for a, b in pairs]).mean() for one in images])  # fmt: skip
     flat = images.flatten(0, 1)
-    fidelity = scorer.subject_fidelity(flat, scorer.references(name)).view(len(images), -1).mean(1)
-    read = scorer.prompt_fidelity(flat, fields, len(x)).view(len(images), -1).mean(1)
-    rows = {"keeps": keeps, "between scenes": between, "within a scene": within, "subject_fidelity": fidelity,
-            "scene": read}  # fmt: skip
+    fidelity = scorer.subject_fidelity(flat, scorer.references(name))
+    read = scorer.prompt_fidelity(flat, fields, len(x))
+    told = fidelity.clamp(min=0) * read
+    by_picture = {"subject_fidelity": fidelity, "scene": read, "told": told}
+    rows = {"keeps": keeps, "between scenes": between, "within a scene": within}
+    rows |= {key: values.view(len(images), -1).mean(1) for key, values in by_picture.items()}
     return {key: [round(v, 4) for v in row.tolist()] for key, row in rows.items()}
 
 
@@ -133,13 +136,8 @@ def main() -> None:
     scorer = Scorer(sd)
     for name in SUBJECTS:
         row = records.fill(args.out, setting, ("subjects", name), of_subject, sd, scorer, name)
-        print(
-            name,
-            {way: round(sum(scores["keeps"]) / len(scores["keeps"]), 2) for way, scores in row.items()},
-            flush=True,
-        )
-    if (CHECKPOINTS / "toybox-gan").is_dir():
-        records.fill(args.out, setting, ("gan",), of_gan, sd)
+        print(name, {way: scores["keeps"] for way, scores in row.items() if way != "errors"}, flush=True)
+    records.fill(args.out, setting, ("gan",), of_gan, sd)
 
 
 if __name__ == "__main__":

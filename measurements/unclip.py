@@ -74,7 +74,7 @@ class Bench:
         everywhere = torch.ones(count, 1, 64, 64)
         others = specs[1:] + specs[:1]
         return rounded(
-            kept=self.pairs(self.read(drawn, twice(specs))), shuffled=self.pairs(self.read(drawn, twice(others))),
+            kept=pairs(self.read(drawn, twice(specs))), shuffled=pairs(self.read(drawn, twice(others))),
             alike=edits.structure(drawn[::2], drawn[1::2], everywhere),
             apart=edits.structure(plain[::2], plain[1::2], everywhere),
         )  # fmt: skip
@@ -89,11 +89,13 @@ class Bench:
             drawn = self.unclip.draw(self.unclip.regress(lines), w=W, steps=steps, x_T=noise)
         drawn = drawn.cpu()
         features = judge.answers(self.judge, drawn)[1]
-        return rounded(obeyed=self.pairs(self.read(drawn, twice(specs))),
+        return rounded(obeyed=pairs(self.read(drawn, twice(specs))),
                        diversity=(features[::2] - features[1::2]).norm(dim=1))  # fmt: skip
 
-    def pairs(self, values: Tensor) -> Tensor:
-        return values.view(-1, 2).mean(1)
+
+def pairs(values: Tensor) -> Tensor:
+    """The mean of two values in a row."""
+    return values.view(-1, 2).mean(1)
 
 
 def twice(items: list) -> list:
@@ -109,7 +111,7 @@ def main() -> None:
     args = arguments()
     bench, specs = Bench(args), alone(args.pictures)
     setting = dict(pictures=args.pictures, steps=args.steps, w=W, w_text=W_TEXT, seed=0)
-    setting |= records.setting_of_model(bench.unclip.sd)
+    setting |= records.setting_of_model(bench.unclip.sd) | {"text alone": records.setting_of_model(bench.sd)["weights"]}
     records.start(args.out, setting, "parts", fresh=args.fresh)
     for at in range(0, args.pictures, PART):
         part = specs[at : at + PART]

@@ -83,9 +83,8 @@ def test_null_text_finds_the_optimum_of_a_linear_network():
     one, zt = schedule.scaled_linear(spacing="trailing"), torch.zeros(1, 4, 8, 8)
     target = ddim_step(zt, torch.full_like(zt, 0.3), 1000, 900, one)
     step = lambda features: ddim_step(zt, Linear()(zt, 1000, features), 1000, 900, one)  # noqa: E731
-    found, error = inversion._fitted(step, torch.zeros(1, 3, 2), target, 400, 1e-2, 1e-12)
+    found = inversion._fitted(step, torch.zeros(1, 3, 2), target, 400, 1e-2, 1e-12)
     close(found.mean(), torch.tensor(0.3), rtol=0, atol=1e-3)
-    assert error < 1e-6
 
 
 def test_null_text_brings_guided_sampling_back(sd, picture):

@@ -199,7 +199,7 @@ STAGES = {  # small, but whole: data, steps, what is measured at a save, what is
     "toybox_unclip prior": f"--images 24 --batch-size 4 --steps 4 --parts {CHECKPOINTS / 'toybox-sd'}",
     "toybox_unclip regression": f"--images 24 --batch-size 4 --steps 4 --parts {CHECKPOINTS / 'toybox-sd'}",
     "toybox_gan gan": "--images 24 --batch-size 2 --steps 8",  # its penalty comes at the eighth step
-    "toybox_gan encoder": f"--batch-size 2 --steps 4 --start-from {CHECKPOINTS / 'toybox-gan' / 'generator'}",
+    "toybox_gan encoder": f"--batch-size 2 --steps 4 --generator {CHECKPOINTS / 'toybox-gan' / 'generator'}",
 }
 
 

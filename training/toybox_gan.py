@@ -1,7 +1,7 @@
 """Train a small GAN of the Toybox's cats, and then an encoder that guesses the latent of a picture.
 
     python training/toybox_gan.py gan --minutes 90
-    python training/toybox_gan.py encoder --start-from data/checkpoints/toybox-gan/generator --minutes 15
+    python training/toybox_gan.py encoder --generator data/checkpoints/toybox-gan/generator --minutes 15
 
 gan: the non-saturating loss (Goodfellow et al. 2014, section 3), R1 (Mescheder et al. 2018, Eq. 9), averaged weights of
 the generator, and differentiable augmentation (Zhao et al. 2020). Both networks step at the same time.
@@ -10,13 +10,14 @@ It can be stopped at any time (Ctrl-C, kill -9): the same command goes on from t
 """
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from command import command, common_arguments, new_accelerator
 from PIL import Image
-from run import Run
+from run import Run, digest
 from torch import Tensor, nn
 from toybox_stage import kept
 from tqdm import tqdm
@@ -61,7 +62,10 @@ def main() -> None:
     parser.add_argument("part", choices=["gan", "encoder"], help="what is trained")
     common_arguments(parser, out="runs/toybox_gan", batch_size=16, lr=2e-3, steps=20_000)
     parser.add_argument("--images", type=int, default=20_000, help="pictures to draw and use (default 20,000)")
+    parser.add_argument("--generator", type=Path, help="of the encoder: the folder of the generator that it is for")
     args = parser.parse_args()
+    if args.part == "gan" and args.start_from:
+        raise ValueError("--start-from: expected none for the GAN, whose discriminator is not shipped")
     args.out = args.out / args.part
     accelerator = new_accelerator(args)
     about = {"data": f"Toybox version {RENDERER_VERSION}, {args.images} pictures of a {FAMILY}"}
@@ -83,14 +87,14 @@ def main() -> None:
         )
         z = torch.randn(len(real), latent, generator=generator, device=run.device)
         drawn, critic = run.net["generator"](z).float(), run.net["critic"]
-        answers = critic(augment(torch.cat([real, drawn.detach()]), generator)).float()
-        of_real, of_drawn = answers.chunk(2)
+        of_real, of_drawn = (critic(augment(x, generator)).float() for x in (real, drawn.detach()))
         loss = F.softplus(-of_real).mean() + F.softplus(of_drawn).mean()
         loss = loss + F.softplus(-frozen(critic, augment(drawn, generator)).float()).mean()
         if run.step % R1_EVERY == 0:
             with torch.autocast(run.device.type, enabled=False):
                 real = real.requires_grad_(True)
-                slope = torch.autograd.grad(critic(real).sum(), real, create_graph=True)[0]
+                answers = critic(augment(real, generator))
+                slope = torch.autograd.grad(answers.sum(), real, create_graph=True)[0]
             loss = loss + R1_EVERY * R1 / 2 * slope.square().sum((1, 2, 3)).mean()
         return loss
 
@@ -109,11 +113,15 @@ def main() -> None:
 
 
 def train_encoder(args, accelerator, about) -> None:
-    if not args.start_from:
-        raise ValueError("--start-from: expected the folder of the generator that the encoder is for")
-    generator = checkpoint.load(args.start_from, accelerator.device, Generator)
-    latent = generator.config["latent"]
-    run = Run(args, Critic(out=latent), accelerator, "training/toybox_gan.py", about)
+    if not args.generator:
+        raise ValueError("--generator: expected the folder of the generator that the encoder is for")
+    generator = checkpoint.load(args.generator, accelerator.device, Generator)
+    latent, encoder = generator.config["latent"], Critic(out=generator.config["latent"])
+    if args.start_from:
+        encoder = checkpoint.load(args.start_from, model_class=Critic).requires_grad_(True)
+    args.generator = None  # in the settings its weights stand for it
+    about["generator"] = digest(generator.parameters())
+    run = Run(args, encoder, accelerator, "training/toybox_gan.py", about)
 
     def error(net: nn.Module, random: torch.Generator) -> Tensor:
         z = torch.randn(args.batch_size, latent, generator=random, device=run.device)

@@ -97,14 +97,15 @@ def main() -> None:
         path = args.out.parent / f"embeddings-{name}-{digest(clip.vision_model.parameters())}.pt"
         embedding = kept(path, lambda: embeddings(clip, pictures(args.images, clip.device, args.split)))
     embedding = embedding.to(accelerator.device)
-    mean, std = embedding.mean(0), embedding.std(0)
     about = {"data": data_name(args.images, args.split), "clip": digest(clip.parameters())}
     if args.part == "decoder":
         train_decoder(args, accelerator, about, embedding, vae, text_encoder, tokenizer, name)
         return
-    prior = new_prior(clip, mean, std)
     if args.start_from:
         prior = PriorTransformer.from_pretrained(args.start_from, torch_dtype=torch.float32)
+    else:
+        prior = new_prior(clip, embedding.mean(0), embedding.std(0))
+    mean, std = prior.clip_mean.data[0].to(embedding.device), prior.clip_std.data[0].to(embedding.device)
     run = Run(args, prior, accelerator, "training/toybox_unclip.py", about | PRIOR)
     batches, scaled = captioned(run, tokenizer, drop=0.1), (embedding - mean) / std
     specs = [sets.pair_spec(k, split="test")[1] for k in range(256)]
@@ -112,7 +113,7 @@ def main() -> None:
     test = embeddings(clip, pictures(256, run.device, "test")).to(run.device)
 
     def asked(net: PriorTransformer, e0: Tensor, ids: Tensor, generator: torch.Generator) -> Tensor:
-        """The network's e_0 for a noised embedding at a random time; for the regression there is only noise."""
+        """The network's e_0 for a noised embedding at a random time; the regression gets zeros in its place."""
         with torch.no_grad():
             texts, features = text_embedding(clip, ids), text_encoder(ids).last_hidden_state
         t = torch.full((len(e0),), NOISE.T, device=e0.device)

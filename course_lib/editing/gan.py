@@ -86,7 +86,7 @@ class Critic(nn.Module):
     """A residual network with one number (B,) as its output, or D of them: the discriminator, and the encoder.
 
     out: 1 for the discriminator, which also sees how much the pictures of a batch differ (Karras et al. 2018,
-    section 3).
+    section 3); real and generated pictures come in batches of their own.
     """
 
     def __init__(self, out: int = 1, width: int = 16):

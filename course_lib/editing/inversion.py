@@ -7,12 +7,11 @@ noise and what guidance has to move away from to come back; `redraw` goes back, 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from course_lib.diffusion import guidance, samplers
 from course_lib.diffusion.ddpm import EpsModel
@@ -20,6 +19,7 @@ from course_lib.diffusion.schedule import Schedule
 from course_lib.latent.stable_diffusion import StableDiffusion
 
 UPDATES, RATE = 10, 1e-2  # null-text: Adam's steps at each time, and its first rate
+SCALE = 2.0**12  # of the error while gradients are computed: in float16 they would be rounded to 0
 
 
 @dataclass
@@ -41,6 +41,11 @@ class Inverted:
     def z_T(self) -> Tensor:
         """The noise (B, C, h, w) at the end of the path."""
         return self.path[-1]
+
+    def __getitem__(self, rows: slice) -> "Inverted":
+        """Some of the pictures: found[:1] is the first one alone."""
+        path, against = ([row[rows] for row in rows_of] for rows_of in (self.path, self.against))
+        return replace(self, prompts=self.prompts[rows], path=path, against=against)
 
 
 def ddim_step(zt: Tensor, eps_hat: Tensor, t: int, s: int, schedule: Schedule) -> Tensor:
@@ -81,10 +86,11 @@ def invert(sd: StableDiffusion, images: Tensor, prompts: str | Sequence[str], *,
     """DDIM inversion of pictures under their prompts, to be redrawn at w = 1 or with guidance.
 
     images: (B, 3, H, W) in [-1, 1], or latents (B, C, h, w).  prompts: one for all, or one each.
+    In bfloat16 the rounding of the network's answers adds up over the path: use float32 or float16.
     Raises ValueError if their numbers differ, or for pictures of another size than the model's.
     Derived in: notebooks/08_inversion.ipynb, section "Backwards".
     """
-    z0, prompts = latents_of(sd, images), _one_each(prompts, len(images))
+    z0, prompts = latents_of(sd, images), one_each(prompts, len(images))
     path = ddim_inversion(sd.eps_model(prompts), z0, sd.schedule, steps, fixed_point=fixed_point)
     empty = sd.encode_prompt("").expand(len(z0), -1, -1)
     return Inverted(prompts, path, steps, 1.0, [empty] * steps)
@@ -98,7 +104,7 @@ def negative_prompt_inversion(sd: StableDiffusion, inverted: Inverted, w: float 
     Derived in: notebooks/08_inversion.ipynb, section "Null-text inversion".
     """
     own = sd.encode_prompt(inverted.prompts)
-    return Inverted(inverted.prompts, inverted.path, inverted.steps, w, [own] * inverted.steps)
+    return replace(inverted, w=w, against=[own] * inverted.steps)
 
 
 def null_text_inversion(sd: StableDiffusion, inverted: Inverted, w: float = 7.5, *, updates: int = UPDATES,
@@ -110,7 +116,7 @@ def null_text_inversion(sd: StableDiffusion, inverted: Inverted, w: float = 7.5,
     the time before; then step with it.  Source: Mokady et al. 2023, Eq. 3 and Algorithm 1. As in its code, the rate
     falls by 1 % a step, and a time is done once the mean square error is below 1e-5 + 2e-5 i at step i.
     updates: Adam's steps at each time at most; 0 leaves plain guidance.  rate: the first one.
-    low_memory: compute activations twice instead of keeping them.  progress: called with (step, error).
+    low_memory: compute activations twice instead of keeping them.  progress: called with (step, largest error).
     Each picture has features of its own; the pictures of a batch stop one by one.
     Raises ValueError for w at which there is no unconditional side, and for a negative number of updates.
     Derived in: notebooks/08_inversion.ipynb, section "Null-text inversion".
@@ -124,38 +130,37 @@ def null_text_inversion(sd: StableDiffusion, inverted: Inverted, w: float = 7.5,
         with torch.no_grad():
             eps_cond = sd.unet_eps(zt, t, cond)
 
-        def missed(features: Tensor, zt=zt, t=t, s=s, eps_cond=eps_cond) -> Tensor:
-            call = checkpoint if low_memory else lambda fn, *args, **_: fn(*args)
-            eps_uncond = call(sd.unet_eps, zt, t, features, use_reentrant=False)
+        def step(features: Tensor, zt=zt, t=t, s=s, eps_cond=eps_cond) -> Tensor:
+            eps_uncond = sd.unet_eps(zt, t, features)
             return ddim_step(zt, guidance.combine(eps_uncond, eps_cond, w), t, s, sd.schedule)
 
-        against, error = _fitted(missed, against, target, updates, rate * (1 - i / 100), 1e-5 + 2e-5 * i)
+        with sd.recomputation(low_memory):
+            against = _fitted(step, against, target, updates, rate * (1 - i / 100), 1e-5 + 2e-5 * i)
         with torch.no_grad():
-            zt = missed(against)
+            zt = step(against)
         found.append(against)
         if progress:
-            progress(i + 1, error)
-    return Inverted(inverted.prompts, inverted.path, inverted.steps, w, found)
+            progress(i + 1, (zt - target).square().flatten(1).mean(1).max().item())
+    return replace(inverted, w=w, against=found)
 
 
 def _fitted(step: Callable[[Tensor], Tensor], start: Tensor, target: Tensor, updates: int, rate: float,
-            enough: float) -> tuple[Tensor, float]:  # fmt: skip
-    """Adam on features until step(features) is near the target: (the features, the largest error of a picture)."""
+            enough: float) -> Tensor:  # fmt: skip
+    """Adam on features (B, L, D) until step(features) is near the target; a picture that is near enough stays."""
     features = start.detach().clone().requires_grad_()
-    optimizer, error = torch.optim.Adam([features], lr=max(rate, 0)), torch.full((len(start),), torch.inf)
+    optimizer = torch.optim.Adam([features], lr=rate)
     for _ in range(updates):
         errors = (step(features) - target).square().flatten(1).mean(1)  # (B,)
-        error = errors.detach()
-        open_ = error >= enough
-        if not open_.any():
+        far = errors.detach() >= enough
+        if not far.any():
             break
         before = features.detach().clone()
-        optimizer.zero_grad()
-        errors.sum().backward()
+        (grad,) = torch.autograd.grad(SCALE * errors.sum(), [features])
+        features.grad = grad / SCALE
         optimizer.step()
         with torch.no_grad():
-            features[~open_] = before[~open_]  # a picture that is near enough stays as it is
-    return features.detach(), error.max().item()
+            features[~far] = before[~far]
+    return features.detach()
 
 
 @torch.no_grad()
@@ -200,7 +205,8 @@ def latents_of(sd: StableDiffusion, images: Tensor) -> Tensor:
                      f"{side // sd.factor}, {side // sd.factor}), got {tuple(images.shape)}")  # fmt: skip
 
 
-def _one_each(prompts: str | Sequence[str], count: int) -> list[str]:
+def one_each(prompts: str | Sequence[str], count: int) -> list[str]:
+    """One prompt for each of `count` pictures.  Raises ValueError if their numbers differ."""
     prompts = [prompts] * count if isinstance(prompts, str) else list(prompts)
     if len(prompts) != count:
         raise ValueError(f"prompts: expected one for all, or one for each of {count} pictures, got {len(prompts)}")

@@ -2,8 +2,8 @@
 
 Derived in: notebooks/10_plug_and_play.ipynb.
 
-No word has to be aligned and no attention to words is touched: what is taken over is the layout as the UNet's own
-layers hold it. So the target prompt may say anything.
+It needs no alignment of words, and leaves cross-attention as it is. It takes over the layout from the UNet's own
+layers, so the target prompt may say anything.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,10 +27,10 @@ class Layers:
     own: tuple[str, ...]
 
 
-# sd15: the paper's, as in its code: the fourth layer of the decoder, and self-attention from there on.
+# sd15: as in the authors' code: the second block's last convolution, and self-attention from that block on.
 # toybox: of four layers the one whose edits are obeyed most (measurements/editing.py --tune).
 LAYERS = {
-    "sd15": Layers(("up_blocks.1.resnets.1",),
+    "sd15": Layers(("up_blocks.1.resnets.1.conv2",),
                    ("up_blocks.1.attentions.1", "up_blocks.1.attentions.2", "up_blocks.2", "up_blocks.3")),
     "toybox": Layers(("up_blocks.0.resnets.1",), ("up_blocks",)),
 }  # fmt: skip
@@ -76,6 +76,9 @@ def plug_and_play(sd: StableDiffusion, inverted: Inverted, target: str, *, w: fl
         if not 0 <= share <= 1:
             raise ValueError(f"{name}: expected a share in [0, 1], got {share}")
     layers, w = layers or LAYERS[sd.defaults.settings], sd.defaults.guidance if w is None else w
+    for name in layers.own:
+        if not any(key.startswith(name) for key in sd.unet.attn_processors):
+            raise ValueError(f"layers: expected beginnings of attention layers of this UNet, none begins with {name!r}")
     count, done = len(inverted.z_T), 0.0
     prompts = (inverted.prompts, [negative] * count, [target] * count)
     texts = torch.cat([sd.encode_prompt(of_third) for of_third in prompts])

@@ -21,7 +21,7 @@ from course_lib.editing.inversion import Inverted, ddim_step
 from course_lib.latent import text
 from course_lib.latent.stable_diffusion import StableDiffusion
 
-BLEND_FROM = 0.2  # a blend begins after this share of the steps, when the maps say something
+BLEND_FROM = 0.2  # a blend begins after this share of the steps; earlier maps are too noisy
 
 
 @dataclass(frozen=True)
@@ -135,18 +135,19 @@ def edit(sd: StableDiffusion, source: str, target: str, start: Tensor | Inverted
     pinned: keep the source of an inversion on its inverted path, so that its errors do not add up (Ju et al. 2023);
     False draws it again, as Mokady et al. 2023 do.
     With cross = own = 0 and no weights the target is drawn as by `sd.sample`; with equal prompts it is the source.
-    Source: Hertz et al. 2022, Algorithm 1.
+    Source: Hertz et al. 2022, Algorithm 1.  Differs from the authors' code: self-attention is taken over in all layers,
+    not only in those of at most 16 x 16 places.
     Raises ValueError if a word of the edit is not in its prompt, or for steps or a negative prompt beside an inversion
     that has others.
     Derived in: notebooks/09_prompt_to_prompt.ipynb, section "The loop".
     """
     change, inverted = change or Edit(), start if isinstance(start, Inverted) else None
     zt = inverted.z_T if inverted else start.to(sd.device, sd.working_dtype)
-    w = (inverted.w if inverted else sd.defaults.guidance) if w is None else w
+    own = inverted is not None and inverted.w != 1  # features that were made for guidance
+    w = (inverted.w if own else sd.defaults.guidance) if w is None else w
     steps, count = _steps_of(inverted, steps, negative), len(zt)
     shared = SharedAttention(sd, source, target, change, count)
     features = sd.encode_prompt([source] * count + [target] * count)
-    own = inverted and inverted.w != 1  # features that were made for guidance
     against = inverted.against if own else [sd.encode_prompt(negative).expand(count, -1, -1)] * steps
     times, both = sd.schedule.times(steps), torch.cat([zt, zt])
     with attention_hook(sd.unet, shared):

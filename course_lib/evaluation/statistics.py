@@ -105,6 +105,32 @@ def paired(one: Tensor | Sequence[float], other: Tensor | Sequence[float]) -> Es
     return mean(one - other)
 
 
+def paired_shares(one: Tensor | Sequence[bool], other: Tensor | Sequence[bool]) -> Estimate:
+    """The share of `one` minus that of `other`, hit by hit; the interval never has width 0.  Both (N,) of 0 and 1.
+
+    Source: Newcombe 1998 (paired shares), method 10: Wilson's limits of both shares, joined with their correlation.
+    """
+    a, b = (torch.as_tensor(values).double().flatten() for values in (one, other))
+    if a.shape != b.shape:
+        raise ValueError(f"one, other: expected the same shape, got {tuple(a.shape)} and {tuple(b.shape)}")
+    first, second, n = share(a), share(b), len(a)
+    both, neither = (a * b).sum().item(), ((1 - a) * (1 - b)).sum().item()
+    only_a, only_b = n * first.value - both, n * second.value - both
+    product = both * neither - only_a * only_b
+    if product > 0:
+        product = max(0.0, product - n / 2)  # Newcombe's correction for continuity
+    margins = (both + only_a) * (only_b + neither) * (both + only_b) * (only_a + neither)
+    phi = product / math.sqrt(margins) if margins else 0.0
+
+    def reach(x: float, y: float) -> float:
+        return math.sqrt(max(0.0, x * x - 2 * phi * x * y + y * y))
+
+    value = first.value - second.value
+    low = value - reach(first.value - first.low, second.high - second.value)
+    high = value + reach(first.high - first.value, second.value - second.low)
+    return Estimate(value, low, high, n)
+
+
 def difference(one: Estimate, other: Estimate) -> Estimate:
     """one - other of two independent estimates.  Source: Newcombe 1998, method 10 (for shares).
 

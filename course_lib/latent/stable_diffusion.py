@@ -66,6 +66,22 @@ class StableDiffusion:
         """In half precision, weights that are trained stay float32, and their layers still compute in `dtype`."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype in (torch.bfloat16, torch.float16))
 
+    @contextmanager
+    def recomputation(self, on: bool = True) -> Iterator[None]:
+        """Inside, the UNet's backward pass computes each block's activations again, which saves memory.
+
+        diffusers' gradient checkpointing needs training mode, which changes nothing else: the UNet has no dropout.
+        """
+        if on:
+            self.unet.enable_gradient_checkpointing()
+            self.unet.train()
+        try:
+            yield
+        finally:
+            if on:
+                self.unet.disable_gradient_checkpointing()
+                self.unet.eval()
+
     @property
     def working_dtype(self) -> torch.dtype:
         """The dtype between the networks: float32, and float64 where they compute in float64."""

@@ -27,7 +27,7 @@ class ImageTokens(nn.Module):
 
     embedding: D_e of CLIP.  width: D of the UNet's context.  count: tokens; the paper's four.
     `mean` and `std`, (D_e,): of the embeddings of the training pictures, to which inputs are scaled.
-    Source: Ramesh et al. 2022, section 2.1.
+    Source: Ramesh et al. 2022, section 2.1.  Differs from the paper: it also adds the embedding to that of the time.
     """
 
     def __init__(self, embedding: int = 128, width: int = 128, count: int = 4):
@@ -127,7 +127,7 @@ class UnCLIP:
         return self.sd.sample(features, w=w, steps=steps, negative=self.no_context(), seed=seed, x_T=x_T)
 
     def _unscaled(self, embedding: Tensor) -> Tensor:
-        return F.normalize(embedding * self.tokens.std + self.tokens.mean, dim=-1)
+        return F.normalize(self.prior.post_process_latents(embedding), dim=-1)
 
 
 def predicted(prior, et: Tensor, t: Tensor | int, texts: Tensor, features: Tensor) -> Tensor:
@@ -162,7 +162,7 @@ def text_difference(unclip: UnCLIP, embedding: Tensor, before: str, after: str, 
     """Move image embeddings (B, D_e) towards the difference of two texts: "with a hat" minus "without".
 
     slerp(z_i, z_d, share), z_d = norm(z_t(after) - z_t(before)).  share: the paper's are 0.25 to 0.5.
-    Source: Ramesh et al. 2022, section 3.3.
+    Source: Ramesh et al. 2022, section 3.3.  The paper draws from the inverted noise of the picture; see exercise 7.4.
     Derived in: notebooks/07_image_embeddings.ipynb, section "The difference of two texts".
     """
     direction = F.normalize(unclip.of_texts(after) - unclip.of_texts(before), dim=-1)

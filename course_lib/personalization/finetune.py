@@ -136,7 +136,7 @@ def finetune(sd: StableDiffusion, recipe: Recipe, *, checkpoint: str | Path | No
     path = Path(checkpoint) if checkpoint else None
     if path and path.is_file():
         done = load_state(path, recipe, optimizer, accelerator)
-    with _training_mode(sd, s.gradient_checkpointing), _quick_attention(sd):
+    with sd.recomputation(s.gradient_checkpointing), _quick_attention(sd):
         for step in range(done + 1, s.steps + 1):
             loss = _backward(sd, recipe, features, accelerator, step)
             norm = accelerator.clip_grad_norm_(params, s.clip)
@@ -191,20 +191,6 @@ def _optimizer(s: Settings, params: list[nn.Parameter]) -> torch.optim.Optimizer
         return AdamW8bit(params, lr=s.lr, weight_decay=s.weight_decay)
     fused = params[0].device.type != "mps"  # one kernel for all weights
     return torch.optim.AdamW(params, lr=s.lr, weight_decay=s.weight_decay, fused=fused)
-
-
-@contextlib.contextmanager
-def _training_mode(sd: StableDiffusion, checkpointing: bool) -> Iterator[None]:
-    """Gradient checkpointing needs training mode, which changes nothing else: the UNet has no dropout."""
-    if checkpointing:
-        sd.unet.enable_gradient_checkpointing()
-        sd.unet.train()
-    try:
-        yield
-    finally:
-        if checkpointing:
-            sd.unet.disable_gradient_checkpointing()
-            sd.unet.eval()
 
 
 @contextlib.contextmanager
