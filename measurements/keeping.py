@@ -3,12 +3,12 @@
     python measurements/keeping.py
 
 "subjects": six subjects, four pictures of each, the first four new scenes. Prompt-to-Prompt and Plug-and-Play edit
-each picture to each scene, and the inverted latent is drawn again with it. A LoRA and the word of Textual Inversion learn the
-subject from all pictures and draw the same scenes from four noises; so does the plain noun. Scored by scene: structure
-shared with the picture ("keeps"), structure that pictures of two scenes share ("between scenes"), structure that two
-pictures of one scene share ("within a scene"), subject fidelity, whether the judge reads the scene, and the product of
-these two ("told"). Also the error of the inverted latent's own picture. C7 compares edits with the LoRA, C9 the
-inverted latent with the word.
+each picture to each scene, and the inverted latent is drawn again with it. A LoRA and the word of Textual Inversion
+learn the subject from all pictures and draw the same scenes from four noises; so does the plain noun. Scored by scene:
+structure shared with the picture ("keeps"), structure that pictures of two scenes share ("between scenes"), structure
+that two pictures of one scene share ("within a scene"), subject fidelity, whether the judge reads the scene, and the
+product of these two ("told"). Also the error of the inverted latent's own picture. C7 compares edits with the LoRA, C9
+the inverted latent with the word.
 "gan" (C9): 20 held-out cats and 20 renderings of other nouns, inverted by the GAN and by the diffusion model without
 guidance: PSNR to the picture, and to the next one.
 """

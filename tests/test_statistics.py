@@ -116,3 +116,19 @@ def test_how_an_estimate_is_printed_and_kept():
     assert f"{Estimate(**Estimate(0.00355, -0.03111, 0.03821, 23).as_dict()):+.3f}" == "+0.004 ± 0.035"  # rounded
     assert Estimate(0.5, 0.2, 0.9, 4).errors == (pytest.approx(0.3), pytest.approx(0.4))
     assert Estimate(0.5, -math.inf, math.inf, 1).as_dict() == dict(value=0.5, low=None, high=None, n=1)
+
+
+def test_paired_shares_by_newcombe():
+    """Newcombe 1998, Table II, method 10: cells 36, 12, 2, 0 give 0.2 with 0.0569 to 0.3404."""
+    one = torch.tensor([1.0] * 36 + [1.0] * 12 + [0.0] * 2)
+    other = torch.tensor([1.0] * 36 + [0.0] * 12 + [1.0] * 2)
+    found = statistics.paired_shares(one, other)
+    assert (round(found.value, 4), round(found.low, 4), round(found.high, 4), found.n) == (0.2, 0.0569, 0.3404, 50)
+
+
+def test_paired_shares_of_equal_hits_have_a_width():
+    hits = torch.tensor([1.0, 0.0] * 10)
+    found = statistics.paired_shares(hits, hits)
+    assert found.value == 0 and found.low < -0.01 and found.high > 0.01
+    with pytest.raises(ValueError, match="one, other: expected the same shape"):
+        statistics.paired_shares(hits, hits[:3])

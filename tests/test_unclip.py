@@ -44,25 +44,31 @@ def test_no_picture_is_the_mean_embedding():
 # ---- the prior ----
 
 
-class Known(nn.Module):
-    """A prior that names one embedding, with or without text; it counts how often it is asked."""
+SCALE = torch.linspace(0.5, 2, D), torch.linspace(-1, 1, D)  # std and mean of the embeddings
 
-    def __init__(self, answer):
+
+class Known(nn.Module):
+    """A prior whose scaled answer is the text's embedding; it keeps the times at which it is asked."""
+
+    def __init__(self):
         super().__init__()
-        self.answer, self.asked = answer, []
+        self.asked = []
 
     def forward(self, et, timestep, proj_embedding, encoder_hidden_states):
         self.asked.append(int(timestep[0]))
-        return SimpleNamespace(predicted_image_embedding=self.answer.expand_as(et))
+        return SimpleNamespace(predicted_image_embedding=proj_embedding)
+
+    def post_process_latents(self, e):
+        return e * SCALE[0] + SCALE[1]
 
 
 class Texts(UnCLIP):
     """An UnCLIP whose texts are vectors by hand."""
 
-    def __init__(self, answer):
+    def __init__(self):
         sd = SimpleNamespace(device=torch.device("cpu"), encode_prompt=lambda lines: torch.zeros(
             1 if isinstance(lines, str) else len(lines), 3, 4))  # fmt: skip
-        super().__init__(sd, None, ImageTokens(D, 8), Known(answer), Known(answer))
+        super().__init__(sd, None, ImageTokens(D, 8), Known(), Known())
 
     def of_texts(self, prompts):
         lines = [prompts] if isinstance(prompts, str) else prompts
@@ -70,20 +76,22 @@ class Texts(UnCLIP):
 
 
 def test_the_prior_ends_at_what_its_network_names():
-    answer = vectors(1, 5)
-    one = Texts(answer)
-    close(one.imagine(["a cat", "a dog"], steps=7), answer.expand(2, -1), rtol=0, atol=1e-3)
-    assert one.prior.asked[::2] == [
-        t - 1 for t in NOISE.times(7)
-    ]  # diffusers counts from 0; once with text, once without
-    close(one.regress("a cat"), answer)
+    """Guided: from what it says without a text to what it says with it, w times as far; then back to CLIP's scale."""
+    one = Texts()
+    text, none = one.of_texts("a cat"), one.of_texts("")
+    for w in (1.0, 3.0):
+        wanted = normalize((none + w * (text - none)) * SCALE[0] + SCALE[1], dim=-1)
+        close(one.imagine(["a cat", "a cow"], w=w, steps=7), wanted.expand(2, -1), rtol=0, atol=2e-3)
+    assert one.prior.asked[:7] == [t - 1 for t in NOISE.times(7)]  # at w = 1 once a time; diffusers counts from 0
+    close(one.regress("a cat"), normalize(text * SCALE[0] + SCALE[1], dim=-1))
 
 
 def test_the_candidate_nearest_to_the_text_is_taken(monkeypatch):
-    one = Texts(vectors(1))
+    one = Texts()
     found = vectors(6, 9)
     monkeypatch.setattr(unclip.samplers, "last", lambda steps: found)
     best = one.imagine(["aa", "bbbb"], candidates=3)
+    found = normalize(found * SCALE[0] + SCALE[1], dim=-1)
     for k, line in enumerate(("aa", "bbbb")):
         group = found[3 * k : 3 * k + 3]
         close(best[k], group[(group @ one.of_texts(line)[0]).argmax()])
@@ -107,7 +115,7 @@ def test_an_arc_has_its_ends_and_stays_on_the_sphere():
 
 
 def test_the_difference_of_texts_is_a_direction():
-    one, e = Texts(vectors(1)), vectors(2, 3)
+    one, e = Texts(), vectors(2, 3)
     close(text_difference(one, e, "a", "bb", 0.0), e)
     wanted = normalize(one.of_texts("bb") - one.of_texts("a"), dim=-1)
     close(text_difference(one, e, "a", "bb", 1.0), wanted.expand(2, -1))

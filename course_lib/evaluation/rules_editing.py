@@ -99,8 +99,8 @@ def c5(variations: Mapping[str, Values], by_prior: Mapping[str, Values], by_text
     means = {name: statistics.mean(values) for name, values in of.items()}
     text = (f"variations keep {means['kept']:.2f} of what the judge reads (of another picture "
             f"{means['shuffled']:.2f}); their layouts agree {means['alike']:.2f}, those of two pictures of one prompt "
-            f"{means['apart']:.2f}; by way of the prior {statistics.mean(prior):.2f} of a prompt is obeyed, by the text "
-            f"alone {statistics.mean(alone):.2f}")  # fmt: skip
+            f"{means['apart']:.2f}; by way of the prior {statistics.mean(prior):.2f} of a prompt is obeyed, by the "
+            f"text alone {statistics.mean(alone):.2f}")  # fmt: skip
     return Finding("C5", verdict_of(kept, free, obeys), text, {"kept": kept, "free": free, "obeys": obeys})
 
 
