@@ -3,10 +3,10 @@
     python benchmarks/editing.py                                       # toybox, on all cores
     python benchmarks/editing.py --base sd15-random --device cuda      # Stable Diffusion 1.5's layout, random weights
 
-The plain way asks the UNet once for each prompt (source and target, with and without guidance) instead of in one batch,
-and in null-text inversion keeps gradients of all weights and predicts with the prompt again in each update. Both compute
-in float32 on a CPU and in half precision on a GPU, and give the same pictures (null-text: the same features); the
-largest difference is recorded. They take turns, and a ratio is the median over rounds.
+The plain way asks the UNet once for each prompt (source and target, with and without guidance) instead of in one
+batch, and in null-text inversion keeps gradients of all weights and predicts with the prompt again in each update. Both
+compute in float32 on a CPU and in half precision on a GPU, and give the same pictures (null-text: the same features);
+the largest difference is recorded. They take turns, and a ratio is the median over rounds.
 """
 
 import argparse
