@@ -54,7 +54,10 @@ lint: $(STAMP) ## ruff: rules and formatting
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
-claims: $(STAMP) ## measure the methods of Part 4 and judge the claims (rows that exist are kept)
+claims: $(STAMP) ## measure editing and the methods of Part 4, and judge the claims (rows that exist are kept)
+	$(PY) measurements/unclip.py
+	$(PY) measurements/editing.py
+	$(PY) measurements/keeping.py
 	$(PY) measurements/methods.py
 	$(PY) measurements/pairs.py
 	$(PY) measurements/styles.py

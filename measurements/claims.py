@@ -1,6 +1,6 @@
 """Judge the claims by what was measured: writes data/results/claims.json.
 
-    make claims                        all four steps; rows that were measured with these weights and this dtype stay
+    make claims                        all steps; rows that were measured with these weights and this dtype stay
     python measurements/methods.py     step 1: every method on every subject, data/results/personalization.json
     python measurements/pairs.py       step 2: two subjects in one picture, pairs.json
     python measurements/styles.py      step 3: faces and styles, styles.json

@@ -21,6 +21,8 @@ def editing() -> str:
     note = (f"Obeyed: the judge reads the new value. Kept: PSNR to the given picture over the pixels that need not "
             f"change, where there are any. Structure: correlation of edges in the object's area with the given "
             f"picture or the right answer, whichever is larger. Intervals over edits (Wilson for shares, Student's t). "
+            f"Seconds are without the inversion that all but the first rows share; with fewer edits, they are the first "
+            f"ones. "
             f"Measured by `python measurements/editing.py`: {run['steps']} DDIM steps, w = {run['w']:g}, "
             f"{run['dtype']}, {run['device']}, {run['date']}.")  # fmt: skip
     return table(*rows) + f"\n\n{note}"
@@ -35,7 +37,10 @@ def inversions() -> str:
         cells = [f"{statistics.mean(by_w[w]['errors']):.4f}" if w in by_w else "" for w in scales]
         rows.append((name, *cells, f"{max(row['seconds_a_picture'] for row in by_w.values()):.1f}"))
     count = len(next(iter(next(iter(found.values())).values()))["errors"])
-    return table(*rows) + f"\n\nRoot mean square error (the range of pixels is 2) of {count} pictures, same command."
+    return (
+        table(*rows)
+        + f"\n\nRoot mean square error (the range of pixels is 2) of {count} pictures to what the autoencoder makes of them, same command."
+    )
 
 
 def unclip() -> str:

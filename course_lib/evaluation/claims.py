@@ -2,7 +2,8 @@
 
 Used by: every notebook that tests a claim; measurements/claims.py writes the record, data/results/claims.json.
 
-The rule of each claim is one function, in rules_models.py (C1 to C4, C21a, C21b) or rules_methods.py (C8 to C20). A
+The rule of each claim is one function, in rules_models.py (C1 to C4, C21a, C21b), rules_editing.py (C5 to C7) or
+rules_methods.py (C8 to C20). A
 notebook calls it with what it measured live, measurements/claims.py with the full record: two measurements, one rule.
 """
 

@@ -90,7 +90,7 @@ def objects(edits: Sequence[TrueEdit]) -> Tensor:
 def psnr(x: Tensor, y: Tensor, where: Tensor | None = None) -> Tensor:
     """Peak signal-to-noise ratio in dB, (N,), over the pixels where `where` is 1.  x, y: (N, 3, H, W) in [-1, 1].
 
-    At most 80 dB. Where no pixel counts (a scene may change everything), it is not a number.
+    At most 80 dB. Where no pixel counts (a style may change everything), it is not a number.
     """
     error = (x - y).square().mean(1, keepdim=True)
     where = torch.ones_like(error) if where is None else where
