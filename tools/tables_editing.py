@@ -20,11 +20,10 @@ def editing() -> str:
                      f"{means[1]:.2f}", f"{means[2]:.1f}", f"{seconds:.1f}"))  # fmt: skip
     note = (f"Obeyed: the judge reads the new value. Kept: PSNR to the given picture over the pixels that need not "
             f"change, where there are any. Structure: correlation of edges in the object's area with the given "
-            f"picture or the right answer, whichever is larger. Intervals over edits (Wilson for shares, Student's t). "
-            f"Seconds are without the inversion that all but the first rows share; with fewer edits, they are the first "
-            f"ones. "
-            f"Measured by `python measurements/editing.py`: {run['steps']} DDIM steps, w = {run['w']:g}, "
-            f"{run['dtype']}, {run['device']}, {run['date']}.")  # fmt: skip
+            f"picture or the right answer, whichever is larger. Intervals over edits (Wilson, Student's t). "
+            f"Seconds leave out the inversion that all but the first rows share. Where there are fewer edits, they are "
+            f"the first ones. Measured by `python measurements/editing.py`: {run['steps']} DDIM steps, "
+            f"w = {run['w']:g}, {run['dtype']}, {run['device']}, {run['date']}.")  # fmt: skip
     return table(*rows) + f"\n\n{note}"
 
 
@@ -37,10 +36,8 @@ def inversions() -> str:
         cells = [f"{statistics.mean(by_w[w]['errors']):.4f}" if w in by_w else "" for w in scales]
         rows.append((name, *cells, f"{max(row['seconds_a_picture'] for row in by_w.values()):.1f}"))
     count = len(next(iter(next(iter(found.values())).values()))["errors"])
-    return (
-        table(*rows)
-        + f"\n\nRoot mean square error (the range of pixels is 2) of {count} pictures to what the autoencoder makes of them, same command."
-    )
+    note = f"Root mean square error to what the autoencoder makes of the picture (the range is 2), {count} pictures."
+    return table(*rows) + f"\n\n{note}"
 
 
 def unclip() -> str:

@@ -51,9 +51,9 @@ def alignment(tokenizer, source: str, target: str) -> tuple[Tensor, Tensor]:
     """Which tokens of the source each token of the target takes its attention from: M (L, L) and known (L,).
 
     The target's attention becomes P_source M in the columns that are known; the others keep their own. Words are
-    aligned in their order. A word that stays takes its own attention. Where words are exchanged for as many others, each
-    takes that of the one in whose place it stands, shared equally by its tokens. Words that are added, or exchanged for
-    another number of words, have nothing to take. Start, end and padding take those of the source.
+    aligned in their order. A word that stays takes its own attention. Where words are exchanged for as many others,
+    each takes that of the one in whose place it stands, shared equally by its tokens. Words that are added, or
+    exchanged for another number of words, have nothing to take. Start, end and padding take those of the source.
     Source: Hertz et al. 2022, section 3.2, "Word Swap" and "Adding a New Phrase".
     Derived in: notebooks/09_prompt_to_prompt.ipynb, section "Which token is which".
     """
