@@ -16,11 +16,13 @@ import itertools
 import time
 from pathlib import Path
 
+import numpy as np
 import records
 import torch
 from PIL import Image
 from torch import Tensor
 
+from course_lib import plots
 from course_lib.editing import inversion
 from course_lib.editing.inversion import Inverted, invert, redraw
 from course_lib.editing.plug_and_play import Layers, plug_and_play
@@ -36,6 +38,8 @@ PART = 10  # edits measured and written together
 NULL_TEXT = 40  # the first edits, which null-text inversion is measured on
 W = 5.0
 SCALES = (1.0, 2.0, 3.0, 5.0, 7.5)
+ON_SHEET = ("prompt again, new noise", "prompt again", "SDEdit 0.6", "pinned DDIM + Prompt-to-Prompt",
+            "null-text + Prompt-to-Prompt", "Plug-and-Play")  # fmt: skip
 
 
 def arguments() -> argparse.Namespace:
@@ -174,6 +178,18 @@ def reconstruction(bench: Bench, count: int = 8) -> dict:
     return found
 
 
+def sheet(args: argparse.Namespace, batch: list[TrueEdit]) -> None:
+    """Write the first edits by the methods of ON_SHEET beside the records, from the strips that `Bench.part` saved."""
+    tiles = []
+    for row, name in [(0, ON_SHEET[0]), *[(1, name) for name in ON_SHEET], (2, ON_SHEET[0])]:
+        strip = np.array(Image.open(args.samples / name.replace(" ", "_") / "000.png"))
+        tiles += [strip[66 * row : 66 * row + 64, 66 * k : 66 * k + 64] for k in range(PART)]
+    images = torch.from_numpy(np.stack(tiles)).permute(0, 3, 1, 2)
+    kinds = [one.kind.replace("accessory ", "accessory\n") for one in batch[:PART]]
+    fig = plots.grid(images, PART, "", ["given", *ON_SHEET, "right answer"], kinds, tile=1.0)
+    (args.out.parent / "editing_samples.png").write_bytes(plots.png(fig))
+
+
 def main() -> None:
     args = arguments()
     bench = Bench(args)
@@ -193,6 +209,7 @@ def main() -> None:
         part = few[at : at + PART]
         records.fill(args.out, setting, ("methods", name, str(at)), bench.part, part, bench.null_text, name, at)
     records.fill(args.out, setting, ("reconstruction",), reconstruction, bench)
+    sheet(args, batch)
 
 
 if __name__ == "__main__":
