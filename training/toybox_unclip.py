@@ -12,6 +12,7 @@ Each can be stopped at any time (Ctrl-C, kill -9): the same command goes on from
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
@@ -153,6 +154,8 @@ def train_decoder(args, accelerator, about, embedding, vae, text_encoder, tokeni
         unet.set_attn_processor(AttnProcessor())
     net = nn.ModuleDict({"unet": unet, "tokens": tokens})
     run = Run(args, net, accelerator, "training/toybox_unclip.py", about)
+    if not args.start_from:
+        run.started_from = json.loads((args.parts / "unet" / "provenance.json").read_text())
     encoder = digest([*vae.encoder.parameters(), *vae.quant_conv.parameters()])
     with accelerator.main_process_first():
         path = args.out.parent / f"latents-{name}-{encoder}-{vae.config.scaling_factor}.pt"
