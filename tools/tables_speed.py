@@ -60,6 +60,8 @@ def quality_of(note: dict) -> str:
     shares = note.get("measured_on_1000_real") or note.get("retrieval")
     if shares:
         return ", ".join(f"{key.replace('_', ' ')} {value:.1%}" for key, value in shares.items())
+    if "test_loss" in note.get("measured", {}):
+        return f"loss on held-out pictures {note['measured']['test_loss']:.3f}"
     last = [row for row in note.get("last_rows", []) if {"psnr", "loss", "caption_of_picture"} & set(row)]
     if last and "psnr" in last[-1]:
         return f"PSNR {last[-1]['psnr']:.1f} dB"
