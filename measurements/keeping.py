@@ -108,7 +108,7 @@ def scored(scorer: Scorer, images: Tensor, x: Tensor, name: str, fields: list[di
 
 def of_gan(sd) -> dict:
     """PSNR of both inversions, picture by picture, at home (cats) and away (other nouns)."""
-    alone = dict(relation=None, style="plain", accessory=None, accessory_colour=None)
+    alone = dict(edits.ALONE, pattern="plain")  # as the GAN's family
     generator, encoder = load_gan(sd.device)
     rng, found = np.random.default_rng(106), {}
     nouns = [noun for noun in NOUNS if noun != "cat"][:GAN_PICTURES]

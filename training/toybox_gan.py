@@ -29,6 +29,7 @@ from course_lib.plots import montage
 from course_lib.toybox.world import RENDERER_VERSION, render, sample_spec
 
 FAMILY = "cat"
+ALONE = dict(relation=None, style="plain", pattern="plain", accessory=None, accessory_colour=None)
 R1, R1_EVERY = 2.0, 8  # its weight, and how often it is computed
 
 
@@ -40,9 +41,9 @@ class GanRun(Run):
 
 
 def cat(index: int) -> np.ndarray:
-    """Picture number `index` of the family: one cat in any colour, pattern, scene and accessory, in the plain style."""
+    """Picture number `index` of the family: one cat in any colour, scene, pose, size and place, without a pattern."""
     rng = np.random.default_rng([105, index])
-    return render(sample_spec(rng, FAMILY, relation=None, style="plain"))
+    return render(sample_spec(rng, FAMILY, **ALONE))
 
 
 def cats(count: int) -> Tensor:
@@ -60,7 +61,7 @@ def frozen(critic: Critic, x: Tensor) -> Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=["gan", "encoder"], help="what is trained")
-    common_arguments(parser, out="runs/toybox_gan", batch_size=16, lr=2e-3, steps=20_000)
+    common_arguments(parser, out="runs/toybox_gan", batch_size=16, lr=1e-3, steps=20_000)
     parser.add_argument("--images", type=int, default=20_000, help="pictures to draw and use (default 20,000)")
     parser.add_argument("--generator", type=Path, help="of the encoder: the folder of the generator that it is for")
     args = parser.parse_args()

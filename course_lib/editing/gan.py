@@ -17,7 +17,7 @@ from course_lib.diffusion import checkpoint
 from course_lib.environment import CHECKPOINTS
 
 SIDES = (4, 8, 16, 32, 64)
-CHANNELS = (8, 8, 6, 3, 2)  # times the width, at these sides
+CHANNELS = (8, 8, 6, 2, 1)  # times the width, at these sides
 
 
 class Block(nn.Module):
