@@ -20,12 +20,12 @@ from PIL import Image
 from run import Run, digest
 from torch import Tensor, nn
 from toybox_stage import kept
-from tqdm import tqdm
 
 from course_lib.diffusion import checkpoint
 from course_lib.editing.gan import Critic, Generator, augment, nearness
 from course_lib.environment import from_uint8
 from course_lib.plots import montage
+from course_lib.toybox import sets
 from course_lib.toybox.world import RENDERER_VERSION, render, sample_spec
 
 FAMILY = "cat"
@@ -46,9 +46,15 @@ def cat(index: int) -> np.ndarray:
     return render(sample_spec(rng, FAMILY, **ALONE))
 
 
+def some_cats(indices: range) -> np.ndarray:
+    """(len(indices), 64, 64, 3) uint8; runs in worker processes."""
+    return np.stack([cat(k) for k in indices])
+
+
 def cats(count: int) -> Tensor:
     """(count, 3, 64, 64) uint8."""
-    drawn = np.stack([cat(k) for k in tqdm(range(count), desc="draw")])
+    jobs = [range(k, min(k + sets.CHUNK, count)) for k in range(0, count, sets.CHUNK)]
+    drawn = np.concatenate(sets.draw_all(some_cats, jobs, None, count))
     return torch.from_numpy(drawn).permute(0, 3, 1, 2).contiguous()
 
 

@@ -108,7 +108,7 @@ def pair_images(
     name = f"toybox-v{RENDERER_VERSION}-{split}-seed{seed}-size{size}-{count}.npz"
     return _cached(
         Path(cache_dir or environment.cache_dir()) / name, {"images": (count, size, size, 3)},
-        lambda: {"images": np.concatenate(_run(_render_pairs, jobs, workers, count))},
+        lambda: {"images": np.concatenate(draw_all(_render_pairs, jobs, workers, count))},
     )["images"]  # fmt: skip
 
 
@@ -173,7 +173,7 @@ def toybox10(train=50_000, test=10_000, seed=0, cache_dir=None, workers=None, si
         labels = [_labels(seed, split, count) for split, count in enumerate((train, test))]
         starts = [(split, k) for split in (0, 1) for k in range(0, len(labels[split]), CHUNK)]
         jobs = [(seed, split, k, labels[split][k : k + CHUNK], size) for split, k in starts]
-        drawn = _run(_render_ten, jobs, workers, train + test)
+        drawn = draw_all(_render_ten, jobs, workers, train + test)
         images = np.concatenate([np.empty((0, size, size, 3), np.uint8), *drawn])
         return dict(zip(shapes, (images[:train], labels[0], images[train:], labels[1]), strict=True))
 
@@ -188,8 +188,11 @@ def toybox10(train=50_000, test=10_000, seed=0, cache_dir=None, workers=None, si
 # ---- worker processes and cache files ----
 
 
-def _run(draw: Callable, jobs: list, workers: int | None, total: int) -> list[np.ndarray]:
-    """The jobs' pictures in order, from worker processes if there are many."""
+def draw_all(draw: Callable, jobs: list, workers: int | None, total: int) -> list[np.ndarray]:
+    """The jobs' pictures in order, from worker processes if there are many.
+
+    draw: a function of a module, job -> pictures.  workers: None: one per usable core.  total: pictures of all jobs.
+    """
     workers = workers if workers is not None else usable_cores()
     check_count("workers", workers, 1)
     bar = tqdm(total=total, desc="toybox", unit="img", disable=total < SMALL)
