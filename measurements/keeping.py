@@ -10,7 +10,7 @@ that two pictures of one scene share ("within a scene"), subject fidelity, wheth
 product of these two ("told"). Also the error of the inverted latent's own picture. C7 compares edits with the LoRA, C9
 the inverted latent with the word.
 "gan" (C9): 20 held-out cats and 20 renderings of other nouns, inverted by the GAN and by the diffusion model without
-guidance: PSNR to the picture, and to the next one.
+guidance: PSNR to the picture, and to the next one; whether the judge reads the right noun.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from course_lib.editing.inversion import Inverted, invert, redraw
 from course_lib.editing.plug_and_play import plug_and_play
 from course_lib.editing.prompt_to_prompt import edit
 from course_lib.environment import CHECKPOINTS, RESULTS, from_uint8
-from course_lib.evaluation import edits
+from course_lib.evaluation import edits, judge
 from course_lib.evaluation.personalized import Scorer, pixels
 from course_lib.latent import stable_diffusion
 from course_lib.personalization.finetune import finetune
@@ -110,6 +110,7 @@ def of_gan(sd) -> dict:
     """PSNR of both inversions, picture by picture, at home (cats) and away (other nouns)."""
     alone = dict(edits.ALONE, pattern="plain")  # as the GAN's family
     generator, encoder = load_gan(sd.device)
+    network = judge.load_judge(sd.device)
     rng, found = np.random.default_rng(106), {}
     nouns = [noun for noun in NOUNS if noun != "cat"][:GAN_PICTURES]
     for place, shown in (("cats", ["cat"] * GAN_PICTURES), ("others", nouns)):
@@ -122,7 +123,9 @@ def of_gan(sd) -> dict:
         prompts = [f"a photo of a {noun}" for noun in shown]
         drawn["diffusion"] = redraw(sd, invert(sd, x, prompts, steps=STEPS, fixed_point=1))
         for name, images in drawn.items():
-            rows = {"own": edits.psnr(images, x), "next": edits.psnr(images, x.roll(1, 0))}
+            named = judge.answers(network, images)[0]["noun"].argmax(1).cpu()
+            right = torch.tensor([judge.ATTRIBUTES["noun"][k] == noun for k, noun in zip(named, shown, strict=True)])
+            rows = {"own": edits.psnr(images, x), "next": edits.psnr(images, x.roll(1, 0)), "noun": right.float()}
             found.setdefault(name, {})[place] = {k: [round(v, 3) for v in row.tolist()] for k, row in rows.items()}
     return found
 

@@ -179,12 +179,12 @@ def load_unclip(device: torch.device | str | None = None, dtype: torch.dtype | N
         if not (folder / part / "config.json").is_file():
             raise ValueError(f"folder: expected {folder / part}; train it with training/toybox_unclip.py {part}")
     sd, options = load("toybox", device, dtype), {"local_files_only": True, "torch_dtype": torch.float32}
-    unet = UNet2DConditionModel.from_pretrained(folder / "decoder", **options)
+    unet = UNet2DConditionModel.from_pretrained(folder / "decoder", **options | {"torch_dtype": sd.dtype})
     clip = CLIPModel.from_pretrained(sd.source / "clip", local_files_only=True, dtype=torch.float32)
     priors = [PriorTransformer.from_pretrained(folder / name, **options) for name in ("prior", "regression")]
     tokens = checkpoint.load(folder / "tokens", sd.device, ImageTokens)
     for part in (clip, *priors):
         part.eval().requires_grad_(False).to(sd.device)
-    decoder = StableDiffusion(sd.vae, unet.to(sd.device, sd.dtype), sd.text_encoder, sd.tokenizer, name="toybox-unclip",
+    decoder = StableDiffusion(sd.vae, unet.to(sd.device), sd.text_encoder, sd.tokenizer, name="toybox-unclip",
                               noise=sd.noise_settings, source=folder, defaults=sd.defaults)  # fmt: skip
     return UnCLIP(decoder, clip, tokens, *priors)
