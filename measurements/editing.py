@@ -78,7 +78,8 @@ class Bench:
         table = {
             "autoencoder alone": lambda one, x, start: sd.decode(start.path[0]),
             "prompt again, new noise": lambda one, x, start: sd.sample(
-                one.prompts[1], w=W, steps=steps, seed=seed_of(one)),
+                one.prompts[1], w=W, steps=steps, seed=seed_of(one)
+            ),
             "prompt again": lambda one, x, start: redraw(sd, start, one.prompts[1], W),
         }
         for strength in (0.4, 0.6, 0.8):
