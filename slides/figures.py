@@ -127,6 +127,7 @@ def about(name: str, *more: str) -> str:
     """Small print for pictures drawn by a shipped model."""
     note = model(name)[1]
     trained = f"{note['steps']:,} steps of {note['batch_size']} in {note['minutes']:.0f} minutes"
+    trained += " in its last run" if note.get("started_from") else ""
     return " · ".join([*more, f"model {name}: {trained} on {note['device']}, {note['date']}"])
 
 
@@ -145,7 +146,8 @@ def results() -> dict:
 def about_results(rows: list[dict], *more: str) -> str:
     """Small print for curves of measured rows."""
     r, n = results(), sorted({row["n"] for row in rows})
-    trained = f"model trained {r['training']['minutes']:.0f} minutes on {r['training']['device']}"
+    last = ", in its last run" if r["training"]["before"] else ""
+    trained = f"model trained {r['training']['minutes']:.0f} minutes on {r['training']['device']}{last}"
     count = f"n = {' and '.join(f'{k:,}' for k in n)} samples a point, one seed"
     return " · ".join([*more, count, f"measured on {r['device']}, {r['date']}", trained])
 
@@ -462,7 +464,8 @@ def two_worlds():
         board.text(x + 2.9, 0.28, words, 20, colour)
         rows_of(board, draw(name, label, 1.5, steps, seed=2), columns, x, 0.6, side)
     notes = [model(name)[1] for name in ("ddpm-cifar10", "ddpm-toybox10")]
-    trained = [f"{k['steps']:,} steps in {k['minutes']:.0f} minutes on {k['device']}, {k['date']}" for k in notes]
+    trained = [f"{k['steps']:,} steps in {k['minutes']:.0f} minutes on {k['device']}, {k['date']}"
+               + (", its last run" if k.get("started_from") else "") for k in notes]  # fmt: skip
     board.small(f"the same {n} start noises, {steps} DDIM steps, w = 1.5, n = {n} each, not picked · "
                 f"trained: left {trained[0]}; right {trained[1]}")  # fmt: skip
     return board.fig

@@ -37,12 +37,11 @@ def quality() -> str:
             (name, f"{plain['n']:,} of them", f"{real['test_images_n_sweep_to_train']:.1f}", ""),
             (name, "two halves of the real training pictures: the floor", f"{real['floor_two_halves']:.2f}", ""),
         ]
-        seen = training["steps"] * training["batch_size"] + sum(
-            run["steps"] * run["batch_size"] for run in training.get("before", [])
-        )
+        runs = [*training.get("before", []), training]
+        seen, devices = sum(run["steps"] * run["batch_size"] for run in runs), {run["device"]: 0 for run in runs}
         sizes = f"`--n {result['arguments']['n']} --n-sweep {result['arguments']['n_sweep']}`"
         notes.append(
-            f"the {name} model saw {seen:,} pictures ({training['device']}), measured {result['date']} with {sizes}"
+            f"the {name} model saw {seen:,} pictures ({'; '.join(devices)}), measured {result['date']} with {sizes}"
         )
     result, sheet = read("ddpm_cifar10.json"), read("ddpm_cifar10_named.json")
     right = [one == other for one, other in zip(sheet["named"], sheet["labels"], strict=True)]
