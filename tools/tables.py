@@ -43,7 +43,11 @@ WORDS = {
     "merged, text": "merged minus DreamBooth, CLIP-T",
     "riso": "riso beyond half of the way",
     "gain": "fidelity gap",
-    "kept": "share kept",
+    "gap": "told, word minus latent",
+    "kept": "share kept above the middle",
+    "null-text + Prompt-to-Prompt, obeyed": "obeyed, null-text minus prompting again, margin 0.1 added",
+    "Plug-and-Play, obeyed": "obeyed, Plug-and-Play minus prompting again, margin 0.1 added",
+    "Prompt-to-Prompt, scene": "new scene read off edits, less the picture",
     "keeps": "structure kept, editing minus LoRA",
     "frozen": "layouts of a latent minus of a word",
 }

@@ -71,9 +71,12 @@ def keeping() -> str:
         rows.append((way.replace("_", " "), *(f"{one:.2f}" for one in means)))
     text = table(*rows)
     if "gan" in run:
-        gan = [("inversion", "cats, dB", "other nouns, dB")]
-        gan += [(name, *(f"{statistics.mean(found[place]['own']):.1f}" for place in ("cats", "others")))
-                for name, found in run["gan"].items()]  # fmt: skip
+        gan = [("inversion", "cats, dB", "other nouns, dB", "noun read, cats", "noun read, others")]
+        places = ("cats", "others")
+        for name, found in run["gan"].items():
+            read_off = (statistics.share([v > 0.5 for v in found[place]["noun"]]) for place in places)
+            gan.append((name, *(f"{statistics.mean(found[place]['own']):.1f}" for place in places),
+                        *(f"{one:.2f}" for one in read_off)))  # fmt: skip
         text += "\n\n" + table(*gan)
     return text + (f"\n\nIntervals over subjects, and over pictures. Measured by `python measurements/keeping.py`: "
                    f"{run['steps']} DDIM steps, w = {run['w']:g}, {run['dtype']}, {run['device']}, "
