@@ -49,7 +49,8 @@ def test_an_old_figure_is_seen_and_an_unknown_table_is_refused():
 
 def test_readme_is_short():
     assert len(TEXTS["README.md"].splitlines()) <= 150
-    assert len(seen(TEXTS["README.md"])) <= 1100
+    by_hand = re.sub(r"<!-- table: .*?<!-- end -->", "", TEXTS["README.md"], flags=re.S)  # its tables grow with the course
+    assert len(seen(by_hand)) <= 650
 
 
 def test_seen_words_are_counted():
