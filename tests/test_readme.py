@@ -49,7 +49,7 @@ def test_an_old_figure_is_seen_and_an_unknown_table_is_refused():
 
 def test_readme_is_short():
     assert len(TEXTS["README.md"].splitlines()) <= 150
-    by_hand = re.sub(r"<!-- table: .*?<!-- end -->", "", TEXTS["README.md"], flags=re.S)  # its tables grow with the course
+    by_hand = re.sub(r"<!-- table: .*?<!-- end -->", "", TEXTS["README.md"], flags=re.S)  # tables grow with the course
     assert len(seen(by_hand)) <= 650
 
 
