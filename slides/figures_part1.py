@@ -1,25 +1,14 @@
-"""Draw the figures of the slides into slides/img/: one function per figure, about 3 minutes for all on 2 cores.
+"""The figures of Part 1: diffusion, sampling, guidance."""
 
-    python slides/figures.py                      # all of them
-    python slides/figures.py --only steps_quality guidance_sweep
-    python slides/figures.py --smoke --out /tmp/x # tiny sizes, to see that it runs
-
-Measured numbers come from data/results/ddpm_cifar10.json and from the shipped models, never from the Markdown, and
-each figure says in small print what it was measured on. Seeds are fixed.
-"""
-
-import argparse
 import datetime
 import json
-import textwrap
 import time
 from functools import lru_cache
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from board import GREY, STYLE, Board, W, generator, rows_of, shows, size, small_print, wrapped
 from torch import Tensor
 
 from course_lib import plots
@@ -30,73 +19,7 @@ from course_lib.environment import CHECKPOINTS, RESULTS, device_name
 from course_lib.plots import BLACK, BLUE, GREEN, ORANGE, PINK, RED, SKY
 from course_lib.toybox import sets, world
 
-GREY = "#59626c"
-W = 12.4  # inches: the width of every figure, 1168 pixels of a slide that is 1280 wide
-STYLE = {**plots.STYLE, "font.size": 17, "axes.titlesize": 19, "lines.linewidth": 3.5, "axes.labelsize": 17}
-SMOKE = False
 SCHEDULE = schedule.linear()
-
-
-def size(full: int, smoke: int) -> int:
-    return smoke if SMOKE else full
-
-
-def generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-# ---- drawing ----
-
-
-class Board:
-    """A sheet measured in inches, y downwards, to put pictures, words and arrows on."""
-
-    def __init__(self, height: float, width: float = W):
-        self.fig = plt.figure(figsize=(width, height))
-        self.ax = self.fig.add_axes((0, 0, 1, 1))
-        self.ax.set(xlim=(0, width), ylim=(height, 0))
-        self.ax.axis("off")
-        self.width, self.height = width, height
-
-    def tile(self, x: float, y: float, side: float, image: Tensor | np.ndarray, frame: str | None = None) -> None:
-        """A square picture with its upper left corner at (x, y)."""
-        pixels = plots.to_uint8(image)[0] if torch.is_tensor(image) else image
-        self.ax.imshow(pixels, extent=(x, x + side, y + side, y), interpolation="nearest", aspect="auto")
-        if frame:
-            self.ax.add_patch(plt.Rectangle((x, y), side, side, fill=False, edgecolor=frame, linewidth=5))
-
-    def text(self, x: float, y: float, words: str, points: float = 17, colour: str = BLACK, ha="center", va="center"):
-        self.ax.text(x, y, words, fontsize=points, color=colour, ha=ha, va=va)
-
-    def arrow(self, a: tuple[float, float], b: tuple[float, float], colour=GREY, width: float = 3, bend: float = 0):
-        style = f"arc3,rad={bend}"
-        self.ax.add_patch(FancyArrowPatch(a, b, arrowstyle="-|>", mutation_scale=24, linewidth=width, color=colour,
-                                          connectionstyle=style, shrinkA=0, shrinkB=0))  # fmt: skip
-
-    def box(self, x: float, y: float, w: float, h: float, words: str, colour: str = BLUE, points: float = 17) -> None:
-        self.ax.add_patch(FancyBboxPatch((x, y), w, h, boxstyle="round,pad=0,rounding_size=0.12", linewidth=3,
-                                         edgecolor=colour, facecolor=colour + "22"))  # fmt: skip
-        self.text(x + w / 2, y + h / 2, words, points)
-
-    def small(self, words: str) -> None:
-        """The small print: what was measured, on what."""
-        self.text(self.width, self.height - 0.02, wrapped(words), 11, GREY, ha="right", va="bottom")
-
-
-def wrapped(words: str) -> str:
-    """Small print in lines that fit the width of a figure."""
-    return "\n".join(textwrap.wrap(words, 160, break_on_hyphens=False))
-
-
-def small_print(fig, words: str) -> None:
-    """The small print of a figure with a layout engine, which then leaves room for it."""
-    fig.get_layout_engine().set(rect=(0, 0.08, 1, 0.92))
-    fig.text(0.998, 0.004, wrapped(words), fontsize=11, color=GREY, ha="right", va="bottom")
-
-
-def rows_of(board: Board, images: Tensor, columns: int, x: float, y: float, side: float, gap: float = 0.06) -> None:
-    for i, image in enumerate(images):
-        board.tile(x + i % columns * (side + gap), y + i // columns * (side + gap), side, image)
 
 
 # ---- data and models ----
@@ -155,6 +78,7 @@ def about_results(rows: list[dict], *more: str) -> str:
 # ---- the figures, in the order of the deck ----
 
 
+@shows()
 def title():
     """Noise turns into pictures: Toybox pictures at falling noise, from left to right."""
     board = Board(3.5)
@@ -171,6 +95,7 @@ def title():
     return board.fig
 
 
+@shows()
 def builds_to():
     """A few photos of one subject, and the pictures that are asked for. Both drawn by the renderer, and called so."""
     board = Board(4.7)
@@ -196,6 +121,7 @@ def builds_to():
     return board.fig
 
 
+@shows()
 def forward():
     """One picture at six times, above the share of picture and noise at every time."""
     times = (0, 50, 150, 300, 500, 1000)
@@ -222,6 +148,7 @@ def forward():
     return fig
 
 
+@shows(weights=("ddpm-toybox10",))
 def why_noise():
     """The network's input, its predicted noise, and the clean picture that follows, at four times."""
     call, _ = model("ddpm-toybox10")
@@ -245,6 +172,7 @@ def why_noise():
     return board.fig
 
 
+@shows()
 def algorithm1():
     """One step of training as a diagram: a picture, noise, their mixture, the network, the difference."""
     board = Board(3.7)
@@ -271,6 +199,7 @@ def algorithm1():
     return board.fig
 
 
+@shows(weights=("ddpm-cifar10",))
 def network():
     """The UNet of the shipped model, drawn from its configuration."""
     net = model("ddpm-cifar10")[0].net
@@ -317,6 +246,7 @@ def energy_distance(a: Tensor, b: Tensor) -> float:
     return (2 * torch.cdist(a, b).mean() - torch.pdist(a).mean() - torch.pdist(b).mean()).item()
 
 
+@shows()
 def training_run():
     """C1: a small network learns Toybox-10; its loss, and what Algorithm 2's samples look like on the way."""
     from course_lib.diffusion.train import Training
@@ -374,6 +304,7 @@ def training_run():
     return fig
 
 
+@shows(weights=("ddpm-toybox10",))
 def one_step_back():
     """From x_t to an earlier time: guess the clean picture, go part of the way, add a little noise."""
     t, before = 400, 250
@@ -400,6 +331,7 @@ def one_step_back():
     return board.fig
 
 
+@shows(weights=("ddpm-toybox10",))
 def trajectory():
     """Algorithm 2 at work: x_t and the guess of the clean picture, nine looks on the way from noise."""
     call, _ = model("ddpm-toybox10")
@@ -423,6 +355,7 @@ def trajectory():
     return board.fig
 
 
+@shows(records=("ddpm_cifar10.json",))
 def steps_quality():
     """Distance to the real pictures against the number of network evaluations, for three solvers."""
     rows, real = results()["solvers"], results()["real"]
@@ -454,6 +387,7 @@ def steps_quality():
     return fig
 
 
+@shows(weights=("ddpm-cifar10", "ddpm-toybox10"))
 def two_worlds():
     """C2: the same noise, the same code, two data sets."""
     board, side, columns, n, steps = Board(5.15), 0.92, 6, size(24, 12), size(25, 2)
@@ -471,6 +405,7 @@ def two_worlds():
     return board.fig
 
 
+@shows(weights=("ddpm-cifar10",))
 def conditions():
     """One column a class, one row a start noise: the label as a second input."""
     side, gap, n, steps = 1.14, 0.06, size(4, 2), size(25, 2)
@@ -487,6 +422,7 @@ def conditions():
     return board.fig
 
 
+@shows()
 def guidance_arrows():
     """The formula as a picture: from the unconditional prediction through the conditional one, and beyond."""
     board = Board(3.3)
@@ -504,6 +440,7 @@ def guidance_arrows():
     return board.fig
 
 
+@shows(weights=("ddpm-cifar10",))
 def guidance_sweep():
     """The same noise and labels at five guidance scales."""
     scales = (0, 1, 2, 4, 8)
@@ -522,6 +459,7 @@ def guidance_sweep():
     return board.fig
 
 
+@shows(records=("ddpm_cifar10.json",))
 def fidelity_diversity():
     """C3: class accuracy against diversity, one point for each guidance scale; and the Fréchet distance over w."""
     rows, real = sorted(results()["guidance"], key=lambda r: r["w"]), results()["real"]
@@ -559,6 +497,7 @@ def label_points(ax, xs: list[float], ys: list[float], words: list[str]) -> None
             ax.annotate(word, (x, y), (11, 9), textcoords="offset points", fontsize=17, color=RED, fontweight="bold")
 
 
+@shows()
 def conventions():
     """Two rulers: the guidance scale of this course, and of the paper."""
     board = Board(3.7)
@@ -576,39 +515,3 @@ def conventions():
         board.ax.plot([x, x], [0.75, 2.95], color=BLACK, linestyle=":", linewidth=2)
         board.text(x, 0.4, words, 16)
     return board.fig
-
-
-FIGURES = (title, builds_to, forward, why_noise, algorithm1, network, training_run, one_step_back, trajectory,
-           steps_quality, two_worlds, conditions, guidance_arrows, guidance_sweep, fidelity_diversity,
-           conventions)  # fmt: skip
-
-
-def main() -> None:
-    global SMOKE
-    names = [figure.__name__ for figure in FIGURES]
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help="draw these: " + ", ".join(names))
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("img"))
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes: only proves that it runs")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
-    args = parser.parse_args()
-    SMOKE = args.smoke
-    if args.smoke and args.out == parser.get_default("out"):
-        parser.error("--smoke needs --out: the real figures are not to be replaced by tiny ones")
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    args.out.mkdir(parents=True, exist_ok=True)
-    for figure in FIGURES:
-        if args.only and figure.__name__ not in args.only:
-            continue
-        start = time.time()
-        with plt.rc_context(STYLE):
-            fig = figure()
-            path = args.out / f"{figure.__name__}.png"
-            fig.savefig(path, dpi=size(120, 40), facecolor="white", metadata={"Software": None})
-        plt.close(fig)
-        print(f"{figure.__name__}: {time.time() - start:.1f} s", flush=True)
-
-
-if __name__ == "__main__":
-    main()
