@@ -15,7 +15,7 @@ ROOT   := $(if $(filter 0,$(shell id -u 2>/dev/null)),--allow-root)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install lab course pages test lint notebooks claims readme slides train-toybox lock clean
+.PHONY: help install lab course pages test lint notebooks claims readme slides bundle train-toybox lock clean
 
 help: ## show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -66,8 +66,11 @@ claims: $(STAMP) ## measure editing and the methods of Part 4, and judge the cla
 readme: $(STAMP) ## fill the tables of README.md from data/results/ and data/checkpoints/
 	$(PY) tools/readme.py
 
-slides: ## build the slide decks
+slides: $(STAMP) ## build all slide decks, in English and Korean, into build/slides/
 	bash slides/build.sh
+
+bundle: pages slides ## a folder for a USB stick that installs without a network (BUNDLE=build/bundle)
+	$(PY) tools/bundle.py $(BUNDLE)
 
 # Stages of the Toybox Stable Diffusion, each resumable. Several processes: LAUNCH="torchrun --nproc_per_node 2".
 LAUNCH  ?= python
