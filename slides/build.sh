@@ -50,6 +50,9 @@ for deck in "$out"/*.md; do
     CHROME_PATH="$browser" marp "$deck" --pdf --pdf-notes --allow-local-files -o "$out/$name.pdf" 2>&1 |
       grep -v "INFO\|Insecure local file\|^ *build" || true
     [ -s "$out/$name.pdf" ] || stop "the browser made no PDF of $name."
+    marp "$deck" --template bare --allow-local-files -o "$out/$name.bare.html" 2>&1 | grep -v "INFO" || true
+    CHROME_PATH="$browser" node slides/check.mjs "$out/$name.bare.html" || stop "$name: see above."
+    rm "$out/$name.bare.html"
   fi
   $py slides/pack.py "$deck"
 done

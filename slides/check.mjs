@@ -1,0 +1,50 @@
+// Look at every slide of a built deck in a browser: nothing leaves the slide or lies on the footer, no figure is tiny,
+// no words are smaller than 18 pixels of a slide 1280 wide.
+//   CHROME_PATH=/usr/bin/chromium node slides/check.mjs build/slides/seminar.en.bare.html ...
+import path from 'node:path';
+import { pathToFileURL } from 'node:url';
+import puppeteer from 'puppeteer-core';
+
+const browser = await puppeteer.launch({
+  executablePath: process.env.CHROME_PATH,
+  args: process.env.CHROME_NO_SANDBOX ? ['--no-sandbox'] : [],
+});
+let wrong = 0;
+for (const file of process.argv.slice(2)) {
+  const page = await browser.newPage();
+  await page.setViewport({ width: 1280, height: 720 });
+  await page.goto(pathToFileURL(path.resolve(file)).href, { waitUntil: 'load' });
+  const found = await page.evaluate(() => {
+    const problems = [];
+    document.querySelectorAll('section').forEach((slide, index) => {
+      const frame = slide.getBoundingClientRect();
+      const scale = frame.width / 1280;
+      const say = (words) => problems.push(`slide ${index + 1}, "${slide.querySelector('h1')?.textContent}": ${words}`);
+      for (const part of slide.children) {
+        if (part.matches('footer, header, p.source, script, style')) continue;
+        const box = part.getBoundingClientRect();
+        const low = (box.bottom - frame.top) / scale;
+        const right = (box.right - frame.left) / scale;
+        if (low > 684) say(`<${part.tagName.toLowerCase()}> ends at ${low.toFixed(0)} of 720 pixels`);
+        if (right > 1270) say(`<${part.tagName.toLowerCase()}> ends at ${right.toFixed(0)} of 1280 pixels`);
+        if (part.scrollWidth > part.clientWidth + 2 && part.clientWidth) say(`<${part.tagName.toLowerCase()}> is too wide`);
+      }
+      for (const image of slide.querySelectorAll('img')) {
+        const high = image.getBoundingClientRect().height / scale;
+        if (!image.complete || !image.naturalWidth) say(`the picture ${image.getAttribute('src').slice(0, 40)} is missing`);
+        else if (high < 150) say(`a picture is ${high.toFixed(0)} pixels high`);
+      }
+      for (const part of slide.querySelectorAll('h1, h2, p:not(.source), li, td, th, pre')) {
+        const size = parseFloat(getComputedStyle(part).fontSize);
+        if (size < 18) say(`words of ${size} pixels: ${part.textContent.slice(0, 40)}`);
+      }
+      if (/undefined|\{\{|\}\}/.test(slide.textContent)) say('a template was not filled');
+    });
+    return problems;
+  });
+  for (const line of found) console.error(`${path.basename(file)}: ${line}`);
+  wrong += found.length;
+  await page.close();
+}
+await browser.close();
+process.exit(wrong ? 1 : 0);
