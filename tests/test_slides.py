@@ -1,173 +1,153 @@
-"""The slide decks: every slide has notes, every picture alt text; what is built is fresh and opens offline."""
+"""The slides: both languages in step, no typed measurements, figures that show the shipped weights, notes, sections.
 
-import html as html_text
-import importlib.util
+That nothing leaves a slide and that decks open without a network is looked at when they are built (slides/build.sh).
+"""
+
 import json
-import os
 import re
-import subprocess
 import sys
-import zlib
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 SLIDES = ROOT / "slides"
-DECKS = sorted(SLIDES.glob("part*.md"))
-RANGE = {"part1_diffusion": (12, 18)}
-BUILD = "run `make slides` and commit what it writes"
+sys.path.insert(0, str(SLIDES))
+import board  # noqa: E402
+import deck  # noqa: E402
+import pack  # noqa: E402
+
+NAMES = sorted(path.stem for path in (SLIDES / "src").glob("*.yaml"))
+DECKS = deck.decks()
+ROWS = ["1.1", "1.2", "1.3", "1.4", "1.5", "1.6", "1.7", "2.1", "2.2", "2.3", "3.1", "3.2", "3.3", "3.4",
+        "4.1", "4.2", "4.3", "4.4", "4.5", "4.6", "5.1", "5.2"]  # fmt: skip
+LENGTHS = {"seminar": (45, 60)}  # of all other decks: 7 to 32
+MINUTES = {"seminar": (80, 130)}
 # Marp reads these words in an alt text as picture filters and drops them.
 MARP_WORDS = {"blur", "brightness", "contrast", "grayscale", "invert", "opacity", "saturate", "sepia", "bg", "fit"}
+# A number with a decimal point, a per cent sign or an interval looks measured. Settings and papers may be named.
+MEASURED = re.compile(r"\d+\.\d+|\d\s?%|±")
+TOLD = re.compile(r"\{\{.*?\}\}|\$[^$]*\$|https?://\S+|(?:w|λ|lambda|\\lambda|t|eta|η) = [\d.]+|Stable Diffusion \d\.\d|"
+                  r"SD ?\d\.\d|[Nn]otebook \d+.*|paper[^.]*\.|논문[^.]*\.", re.S)  # fmt: skip
 
-_spec = importlib.util.spec_from_file_location("slides_pack", SLIDES / "pack.py")
-pack = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(pack)
-
-decks = pytest.mark.parametrize("deck", DECKS, ids=lambda deck: deck.stem)
-
-
-def slides_of(deck):
-    """The Markdown of each slide; a line of three dashes stands between two."""
-    _, front, body = deck.read_text(encoding="utf-8").split("---\n", 2)
-    assert "theme: course" in front
-    return re.split(r"^---$", body, flags=re.MULTILINE)
+slides = pytest.mark.parametrize("name", NAMES)
+languages = pytest.mark.parametrize("language", deck.LANGUAGES)
 
 
-def notes_of(slide):
-    """The speaker notes of a slide: its HTML comments, less Marp's directives such as `_class: title`."""
-    comments = [c.strip() for c in re.findall(r"<!--(.*?)-->", slide, flags=re.DOTALL)]
-    return "\n".join(c for c in comments if not re.fullmatch(r"_?\w+: .*", c))
+def words_of(name, language):
+    return [text for key, text in deck.slide(name)[language].items() if key != "alt"]
 
 
-def pages_of(pdf):
-    """The number of pages of a PDF, also where the page objects lie in compressed object streams."""
-    data = pdf.read_bytes()
-    for stream in re.findall(rb"stream\r?\n(.*?)endstream", data, flags=re.DOTALL):
-        try:
-            unpacked = zlib.decompressobj().decompress(stream, 10_000_000)
-        except zlib.error:
-            continue
-        if b"/Type" in unpacked:
-            data += unpacked
-    return len(re.findall(rb"/Type\s*/Page(?![A-Za-z])", data))
+@slides
+def test_a_slide_is_whole(name):
+    one = deck.slide(name)
+    assert one["minutes"] >= 0.5
+    for language in deck.LANGUAGES:
+        assert len(one[language]["notes"].split(". ")) >= 3, f"{language}: expected at least 3 sentences of notes"
+        assert len(one[language]["title"]) <= 75
+    for key in one.get("papers", ()):
+        assert key in deck.papers(), f"papers.yaml has no {key}"
+    for claim in one.get("claims", ()):
+        assert claim in deck.Measured("en").claims
 
 
-def test_there_is_a_deck():
-    assert DECKS, "slides/ holds no deck"
+@slides
+@languages
+def test_no_measured_number_is_typed(name, language):
+    for text in words_of(name, language):
+        typed = MEASURED.findall(TOLD.sub("", text))
+        assert not typed, f"{typed}: take it from data/results with {{{{ of(...) }}}} or {{{{ record(...) }}}}"
 
 
-@decks
-def test_length(deck):
-    low, high = RANGE.get(deck.stem, (10, 25))
-    assert low <= len(slides_of(deck)) <= high
+@slides
+def test_languages_use_the_same_numbers(name):
+    def asked(language):
+        return sorted(re.findall(r"\{\{\s*(.*?)\s*\}\}", " ".join(deck.slide(name)[language].values())))
+
+    assert asked("en") == asked("ko")
 
 
-@decks
-def test_every_slide_has_a_title_and_notes(deck):
-    for number, slide in enumerate(slides_of(deck), 1):
-        assert re.search(r"^# \S", slide, flags=re.MULTILINE), f"slide {number} has no title"
-        sentences = re.findall(r"[.?!](?:\s|$)", notes_of(slide))
-        assert len(sentences) >= 3, f"slide {number}: expected at least 3 sentences of speaker notes"
+@slides
+def test_pictures_have_alt_text(name):
+    one = deck.slide(name)
+    if "figure" not in one:
+        return
+    assert (board.IMAGES / one["figure"]).is_file(), f"slides/board.py --only {Path(one['figure']).stem} draws it"
+    for language, least in (("en", 20), ("ko", 10)):
+        alt = one[language]["alt"]
+        assert len(alt) >= least
+        assert not MARP_WORDS & set(re.findall(r"\w+", alt.lower())), "Marp takes these words for picture filters"
+        assert not set("[]()") & set(alt), "brackets would end the picture's Markdown"
 
 
-@decks
-def test_every_picture_is_there_and_has_alt_text(deck):
-    found = pack.images(deck)
-    assert found, "no picture in the deck"
-    for alt, file in found:
-        assert file.is_file(), f"{file.name} is missing: FIGURES=1 bash slides/build.sh"
-        assert len(alt) >= 20, f"{file.name}: the alt text should say what the picture shows, got {alt!r}"
-        filters = MARP_WORDS & set(re.findall(r"\w+", alt.lower()))
-        assert not filters, f"{file.name}: Marp takes {filters} for picture filters"
-
-
-@decks
-def test_sections_named_in_the_notes_exist(deck):
-    """Notes send the speaker to `Notebook 02, section "DDIM"`; that section is there under that name."""
-    named = []
-    for slide in slides_of(deck):
-        for number, text in re.findall(r"[Nn]otebook (\d\d), (sections? \"[^.;:]*)", notes_of(slide)):
-            named += [(number, section) for section in re.findall(r"\"([^\"]+)\"", text)]
-    assert named
-    for number, section in named:
-        for notebook in (ROOT / "notebooks").glob(f"{number}_*.ipynb"):
-            cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-            text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
-            headings = [heading.strip() for heading in re.findall(r"^##+ (.*)$", text, flags=re.MULTILINE)]
+@slides
+def test_sections_named_exist(name):
+    """`01, section "Algorithm 1"`: the notebook has that section."""
+    for number, named in re.findall(r"(\d\d), (sections? \"[^;]*)", deck.slide(name).get("notebook", "")):
+        (notebook,) = (ROOT / "notebooks").glob(f"{number}_*.ipynb")
+        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+        headings = [heading.strip() for heading in re.findall(r"^##+ (.*)$", text, flags=re.MULTILINE)]
+        for section in re.findall(r"\"([^\"]+)\"", named):
             assert section in headings, f"{notebook.name} has no section {section!r}, but {headings}"
 
 
-@decks
-def test_built_files_are_fresh(deck):
-    for built in (deck.with_suffix(".html"), deck.with_suffix(".pdf")):
-        assert built.is_file(), f"{built.name} is missing: {BUILD}"
-        assert pack.stamp_of(built) == pack.source_hash(deck), f"{built.name} is older than its source: {BUILD}"
+@slides
+def test_korean_terms_are_those_of_the_glossary(name):
+    others = yaml.safe_load((SLIDES / "glossary.yaml").read_text(encoding="utf-8"))["not"]
+    text = " ".join(deck.slide(name)["ko"].values())
+    found = [word for word in others if word in text]
+    assert not found, f"{found}: the glossary has {[others[word] for word in found]}"
 
 
-@decks
-def test_html_opens_without_a_network(deck):
-    html = deck.with_suffix(".html").read_text(encoding="utf-8")
-    assert not pack.external(html)
-    assert html.count("data:image/png;base64,") == len(pack.images(deck))
-    found = {html_text.unescape(alt) for alt in re.findall(r"<img[^>]*? alt=\"([^\"]+)\"", html)}
-    assert found == {alt for alt, _ in pack.images(deck)}, "an alt text got lost"
+@pytest.mark.parametrize("name", DECKS)
+@languages
+def test_a_deck_can_be_written(name, language):
+    text = deck.markdown(name, language)
+    pages = re.split(r"^---$", text.split("---\n", 2)[2], flags=re.MULTILINE)
+    assert len(pages) == len(DECKS[name]["slides"]), "a line of three dashes inside a slide would split it"
+    assert all(re.search(r"^# \S", page, flags=re.MULTILINE) for page in pages)
+    assert "{{" not in text and "undefined" not in text
 
 
-@decks
-def test_html_keeps_the_notes(deck):
-    html = deck.with_suffix(".html").read_text(encoding="utf-8")
-    assert len(re.findall(r"class=\"bespoke-marp-note\"", html)) == len(slides_of(deck))
+@pytest.mark.parametrize("name", DECKS)
+def test_length_and_minutes(name):
+    names = DECKS[name]["slides"]
+    assert len(set(names)) == len(names)
+    low, high = LENGTHS.get(name, (7, 32))
+    assert low <= len(names) <= high
+    if name in MINUTES:
+        least, most = MINUTES[name]
+        assert least <= sum(deck.slide(one)["minutes"] for one in names) <= most
+        short = sum(deck.slide(one)["minutes"] for one in names if not deck.slide(one).get("skip"))
+        assert short <= 75, "without the slides to be skipped it has to fit into an hour and a quarter"
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        '<img alt="x" src="img/a.png">',
-        '<script src="https://cdn.example/x.js"></script>',
-        "<link rel=stylesheet href=//fonts.example/css>",
-        "<style>@import 'https://fonts.example/css';</style>",
-        '<div style="background-image:url(&quot;img/a.png&quot;)">',
-    ],
-)
-def test_the_check_sees_what_would_be_fetched(text):
-    assert pack.external(text)
+def test_every_row_of_the_seminar_has_its_slide():
+    rows = set()
+    for name in DECKS["seminar"]["slides"]:
+        first = (SLIDES / "src" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]
+        rows |= set(re.findall(r"\d\.\d", first)) if first.startswith("#") else set()
+    assert set(ROWS) <= rows, f"without a slide: {sorted(set(ROWS) - rows)}"
+    claims = {claim for name in DECKS["seminar"]["slides"] for claim in deck.slide(name).get("claims", ())}
+    assert set(deck.Measured("en").claims) <= claims, "a claim has no slide"
 
 
-@pytest.mark.parametrize(
-    "text", ['<img src="data:image/png;base64,AA==">', '<a href="https://x.example">', "<use href='#a'/>", "url(#a)"]
-)
-def test_the_check_lets_pass_what_is_inside(text):
-    assert not pack.external(text)
+def test_every_slide_is_in_a_deck():
+    shown = {name for one in DECKS.values() for name in one["slides"]}
+    assert set(NAMES) == shown
 
 
-@decks
-def test_pdf_has_a_page_for_each_slide(deck):
-    assert pages_of(deck.with_suffix(".pdf")) == len(slides_of(deck))
+def test_figures_show_the_shipped_weights():
+    board.load_figures()
+    known = json.loads((board.IMAGES / "figures.json").read_text(encoding="utf-8"))
+    shown = {Path(deck.slide(name)["figure"]).stem for name in NAMES if "figure" in deck.slide(name)}
+    assert shown == {path.stem for path in board.IMAGES.glob("*.png")}, "figures that no slide shows, or the reverse"
+    old = [name for name in shown if known[name]["sources"] != board.sources(name)]
+    assert not old, f"drawn from other weights or records: slides/board.py --only {' '.join(old)}"
 
 
-@decks
-def test_the_deck_is_small_enough_to_send(deck):
-    assert sum(deck.with_suffix(suffix).stat().st_size for suffix in (".html", ".pdf")) < 6_000_000
-
-
-def test_marp_is_pinned():
-    version = json.loads((SLIDES / "package.json").read_text())["dependencies"]["@marp-team/marp-cli"]
-    lock = json.loads((SLIDES / "package-lock.json").read_text())["packages"]["node_modules/@marp-team/marp-cli"]
-    assert re.fullmatch(r"[\d.]+", version) and lock["version"] == version and lock["integrity"]
-
-
-@pytest.mark.slow
-def test_a_figure_is_drawn(tmp_path):
-    command = [sys.executable, SLIDES / "figures.py", "--smoke", "--only", "fidelity_diversity", "--out", tmp_path]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert (tmp_path / "fidelity_diversity.png").read_bytes().startswith(b"\x89PNG")
-
-
-@pytest.mark.slow
-def test_smoke_never_replaces_the_real_figures():
-    done = subprocess.run([sys.executable, SLIDES / "figures.py", "--smoke"], capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
-    assert done.returncode == 2 and "--out" in done.stderr
+def test_what_a_page_would_fetch_is_found():
+    assert pack.external('<img src="img/a.png">') and pack.external("<style>a {background: url(http://x/y)}</style>")
+    assert not pack.external('<img src="data:image/png;base64,AA"><a href="https://arxiv.org">paper</a>')
