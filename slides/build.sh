@@ -39,8 +39,9 @@ done
 # Inside a container or as root the browser's sandbox does not start; the decks are our own files.
 if [ "$(uname -s)" = Linux ]; then export CHROME_NO_SANDBOX=1; fi
 
-marp() { node slides/node_modules/@marp-team/marp-cli/marp-cli.js --no-config-file --theme slides/theme.css --html "$@"; }
+marp() { node slides/node_modules/@marp-team/marp-cli/marp-cli.js --no-config-file --theme "$out/theme.css" --html "$@"; }
 $py slides/deck.py "$out" >/dev/null
+$py slides/fonts.py "$out/theme.css" "$out"/*.md
 for deck in "$out"/*.md; do
   name="$(basename "${deck%.md}")"
   case " ${ONLY:-$name} " in *" $name "*) ;; *) continue ;; esac
