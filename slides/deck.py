@@ -8,66 +8,18 @@ of `Measured`; none is typed.
 """
 
 import argparse
-import hashlib
-import json
-import math
 import shutil
 from functools import cache
 from pathlib import Path
 
 import jinja2
 import yaml
-
-from course_lib.environment import RESULTS
+from measured import Measured
 
 HERE = Path(__file__).parent
 LANGUAGES = ("en", "ko")
 SHARED = {"minutes", "skip", "claims", "figure", "formula", "papers", "notebook", "class"}
 SAID = {"title", "alt", "text", "notes"}
-VERDICTS = {
-    "holds": {"en": "holds", "ko": "성립"},
-    "does not hold": {"en": "does not hold", "ko": "성립하지 않음"},
-    "cannot tell": {"en": "cannot tell", "ko": "판단할 수 없음"},
-    "not testable here": {"en": "not testable here", "ko": "여기서 검증 불가"},
-    "not yet measured": {"en": "measured later", "ko": "추후 측정"},
-}
-
-
-class Measured:
-    """What a slide may say of a claim: `{{ of("C10") }}`, `{{ of("C10", "CLIP-T") }}`, `{{ verdict("C10") }}`."""
-
-    def __init__(self, language: str, folder: Path = RESULTS):
-        self.language, self.folder = language, folder
-        self.claims = json.loads((folder / "claims.json").read_text(encoding="utf-8"))["claims"]
-
-    def verdict(self, claim: str) -> str:
-        return VERDICTS[self.claims[claim]["verdict"]][self.language]
-
-    def of(self, claim: str, key: str | int = 0, percent: bool = False, digits: int = 2) -> str:
-        """A value of a claim with its 95 % interval: "+0.10 (0.02 to 0.17)"; "measured later" without a record."""
-        values = self.claims[claim]["values"]
-        if not values:
-            return VERDICTS["not yet measured"][self.language]
-        return self.shown(list(values.values())[key] if isinstance(key, int) else values[key], percent, digits)
-
-    def shown(self, found: dict | float, percent: bool = False, digits: int = 2) -> str:
-        """A number, or an estimate with its interval."""
-        scale, unit = (100, " %") if percent else (1, "")
-        digits = max(0, digits - 2) if percent else digits
-        if not isinstance(found, dict):
-            return f"{scale * found:.{digits}f}{unit}"
-        ends = [found["low"], found["high"]]
-        if None in ends or not all(math.isfinite(end) for end in ends):
-            return f"{scale * found['value']:.{digits}f}{unit}"
-        to = {"en": " to ", "ko": "–"}[self.language]
-        return f"{scale * found['value']:.{digits}f}{unit} ({to.join(f'{scale * end:.{digits}f}' for end in ends)})"
-
-    def record(self, name: str, *keys: str | int) -> object:
-        """A number of any record: `{{ record("ddpm_cifar10", "main", "frechet") }}`."""
-        found = json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
-        for key in keys:
-            found = found[key]
-        return found
 
 
 @cache
@@ -102,11 +54,29 @@ def papers() -> dict[str, dict]:
     return yaml.safe_load((HERE / "papers.yaml").read_text(encoding="utf-8"))
 
 
+def linked(key: str) -> str:
+    """A paper's short name as a link: `{{ paper("ye2023") }}`."""
+    return f"[{papers()[key]['short']}]({papers()[key]['url']})"
+
+
+def named_papers(language: str) -> str:
+    """A line for each deck with links to the papers that its slides name and no deck before it named."""
+    lines, known = [], set()
+    for about in decks().values():
+        keys = list(dict.fromkeys(key for name in about["slides"] for key in slide(name).get("papers", ())))
+        new = [key for key in keys if key not in known]
+        known.update(new)
+        if new:
+            lines.append(f"- **{about[language]}:** " + " · ".join(linked(key) for key in new))
+    return "\n".join(lines)
+
+
 def markdown(deck: str, language: str) -> str:
     """The whole deck for Marp."""
     measured = Measured(language)
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=False, autoescape=False)
-    environment.globals.update(of=measured.of, verdict=measured.verdict, record=measured.record, shown=measured.shown)
+    calls = {name: getattr(measured, name) for name in dir(Measured) if not name.startswith("_")}
+    environment.globals.update(calls, paper=linked, named_papers=lambda: named_papers(language))
 
     def filled(text: str) -> str:
         return environment.from_string(text.strip()).render()
@@ -120,7 +90,7 @@ def markdown(deck: str, language: str) -> str:
         links = [known[key] for key in one.get("papers", ())]
         verdicts = [(claim, measured.verdict(claim)) for claim in one.get("claims", ())]
         about_page = {"class": "", "skip": False, "notebook": "", **one, "links": links}
-        about_page |= {"first": number == 1, "language": language}
+        about_page |= {"first": number == 1, "language": language, "live": name in about.get("live", ())}
         pages.append(page.render(**about_page, **said, verdicts=verdicts))
     front = environment.from_string((HERE / "front.md.jinja").read_text(encoding="utf-8"))
     return front.render(title=about[language], language=language) + "\n---\n".join(f"\n{page}\n" for page in pages)
@@ -139,10 +109,6 @@ def write(folder: Path) -> list[Path]:
             if "figure" in slide(name):
                 shutil.copy2(HERE / "img" / slide(name)["figure"], folder / "img")
     return written
-
-
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 if __name__ == "__main__":
