@@ -1,6 +1,6 @@
 """Write the decks as Markdown for Marp, in both languages, from one file for each slide.
 
-    python slides/decks.py build/slides            (then slides/build.sh makes HTML and PDF of it)
+    python slides/deck.py build/slides            (then slides/build.sh makes HTML and PDF of it)
 
 A slide is slides/src/NAME.yaml. Figure, formula, links and minutes stand there once; title, alt text, text and notes
 stand there in English and in Korean. decks.yaml says which slides a deck has. Numbers come from data/results by way

@@ -404,7 +404,7 @@ def plug_and_play_rows():
 def obeyed_and_kept():
     """C6: share of edits obeyed against what is kept outside of the edit, for all methods."""
     methods = (("prompt again", "prompt again", BLACK, "s", (-16, 12), "right"),
-               ("prompt again, new noise", "prompt again, new noise", GREY, "s", (18, 14), "left"),
+               ("prompt again, new noise", "prompt again,\nnew noise", GREY, "s", (0, -24), "center"),
                ("SDEdit 0.4", "SDEdit 0.4", SKY, "o", (-12, -20), "right"),
                ("SDEdit 0.6", "0.6", SKY, "o", (-12, -14), "right"),
                ("SDEdit 0.8", "0.8", SKY, "o", (-12, -16), "right"),
@@ -430,7 +430,7 @@ def obeyed_and_kept():
                 line.append((across.value, up.value))
         ax.plot(*zip(*line), color=SKY, linewidth=2, zorder=0)
         ax.set(xlabel="kept outside of the edit, PSNR in dB", ylabel="share of edits obeyed", ylim=(-0.04, 1.0))
-        ax.set_xlim(12, 31)
+        ax.set_xlim(11, 31)
         found = record("editing")
         small_print_at(fig, f"{found['edits']} edits of renderings whose right answer is known, the same for all; "
                        f"{found['steps']} steps, w = {found['w']:g}; 95 % intervals over edits; P2P: Prompt-to-Prompt; "

@@ -239,14 +239,16 @@ def numbers(method: str) -> str:
 
 def trained(method: str):
     """The model with what one method trains."""
-    board = Board(5.25)
-    Model(board, 0, 0.08, 1, method)
+    board = Board(4.95)
+    Model(board, 0, 0.06, 1, method)
     for k, (fill, edge, words) in enumerate(((TRAINED, BLACK, "trained"), (FROZEN, "#9aa3ad", "frozen"))):
-        board.ax.add_patch(plt.Rectangle((10.3, 3.72 + k * 0.35), 0.32, 0.24, facecolor=fill, edgecolor=edge))
-        board.text(10.75, 3.85 + k * 0.35, words, 15, ha="left")
-    board.text(W - 0.05, 4.72, numbers(method), 18, ha="right")
-    layers = "the Toybox UNet; a level of the right side holds two of its blocks; not drawn: biases, normalisation, the"
-    board.small(f"{layers} autoencoder (frozen) · float32, from the record of {record('personalization')['date']}")
+        board.ax.add_patch(plt.Rectangle((10.3, 3.6 + k * 0.35), 0.32, 0.24, facecolor=fill, edgecolor=edge))
+        board.text(10.75, 3.73 + k * 0.35, words, 15, ha="left")
+    board.text(W - 0.05, 4.55, numbers(method), 18, ha="right")
+    board.small(
+        "the Toybox UNet; a level of its right side holds two such blocks; biases, normalisation and the frozen "
+        "autoencoder are not drawn"
+    )
     return board.fig
 
 
@@ -370,21 +372,21 @@ def three_ways():
     z = torch.randn(len(scenes), found.shape[-1], generator=generator(3))
     with torch.no_grad():
         moved = network.draw(found + 0.5 * (network.latents(z) - network.mean_latent())[:, None]).split(1)
-    board, side = Board(5.25), 1.45
-    board.tile(0.1, 2.05, side, mochi)
-    board.text(0.1 + side / 2, 1.8, "Mochi", 18)
+    board, side, step = Board(4.25), 1.17, 1.22
+    board.tile(0.3, 1.5, 1.45, mochi)
+    board.text(1.03, 1.25, "Mochi", 18)
     for c, words in enumerate(("given scene", *scenes)):
-        board.text(5.5 + c * 1.52 - 0.8 + side / 2, 0.2, words, 16, GREY if c == 0 else BLACK)
-    ways = (("GAN’s latent", "moved at random:\nit takes no prompt", [image, *moved], RED),
-            ("diffusion latent", "drawn again with\n“a cat at night” …", latent, ORANGE),
-            ("the word $S_*$", "“$S_*$ at night” …,\nother noise each", word, BLUE))  # fmt: skip
+        board.text(5.6 + c * 1.34 + side / 2, 0.18, words, 15, GREY if c == 0 else BLACK)
+    ways = (("GAN’s latent", "moved at random: no prompt", [image, *moved], RED),
+            ("diffusion latent", "redrawn: “a cat at night” …", latent, ORANGE),
+            ("the word $S_*$", "“$S_*$ at night” …, new noise", word, BLUE))  # fmt: skip
     for r, (name, what, images, colour) in enumerate(ways):
-        y = 0.42 + r * 1.52
-        board.text(4.55, y + 0.35, name, 18, colour, ha="right")
-        board.text(4.55, y + 0.95, what, 14, GREY, ha="right")
-        board.arrow((1.65, 2.78), (2.25, y + side / 2), colour, 2)
+        y = 0.36 + r * step
+        board.text(5.4, y + 0.38, name, 19, colour, ha="right")
+        board.text(5.4, y + 0.8, what, 15, GREY, ha="right")
+        board.arrow((1.85, 2.22), (2.55, y + side / 2), colour, 2)
         for c, picture in enumerate(images):
-            board.tile(4.7 + c * 1.52, y, side, picture.detach())
+            board.tile(5.6 + c * 1.34, y, side, picture.detach())
     board.small(f"one training of the word, {steps} DDIM steps, w = {w:g} for new prompts, first samples, drawn on "
                 f"{device_name()} from data/checkpoints")  # fmt: skip
     return board.fig
@@ -429,23 +431,23 @@ def dreambooth_ahead():
     pairs = {"subject fidelity": "subject_fidelity", "the same, gain over the\nuntrained prompt": None,
              "prompt fidelity": "prompt_fidelity", "CLIP-T": "clip_t"}  # fmt: skip
     with plt.rc_context(STYLE):
-        fig = plt.figure(figsize=(W, 5.3))
+        fig = plt.figure(figsize=(W, 4.35))
         names = (("learnt from", None), ("Textual\nInversion", "textual_inversion"), ("DreamBooth", "dreambooth"),
                  ("truth", "truth"))  # fmt: skip
-        side = 0.98
+        side = 0.82
         for r, (title, method) in enumerate(names):
             images = views("tilly") if method is None else strips()[f"tilly {method} 0"]
-            y = 5.3 - 0.1 - (r + 1) * (side + 0.05) - 0.3 * (r > 0)
-            fig.text(1.42 / W, (y + side / 2) / 5.3, title, ha="right", va="center", fontsize=16)
+            y = 4.35 - 0.1 - (r + 1) * (side + 0.05) - 0.3 * (r > 0)
+            fig.text(1.62 / W, (y + side / 2) / 4.35, title, ha="right", va="center", fontsize=16)
             for c in range(4):
-                ax = fig.add_axes(((1.5 + c * (side + 0.05)) / W, y / 5.3, side / W, side / 5.3))
+                ax = fig.add_axes(((1.75 + c * (side + 0.05)) / W, y / 4.35, side / W, side / 4.35))
                 picture = images[c]
                 picture = ((picture + 1) / 2).permute(1, 2, 0).numpy() if torch.is_tensor(picture) else picture
                 ax.imshow(picture, interpolation="nearest")
                 ax.axis("off")
                 if r == 1:
                     ax.set_title(SCENES[c], loc="center", fontsize=14, color=GREY, pad=3)
-        ax = fig.add_axes((8.3 / W, 0.2, 3.95 / W, 0.62))
+        ax = fig.add_axes((8.2 / W, 0.24, 4.05 / W, 0.57))
         for k, (_, score) in enumerate(pairs.items()):
             one, other = (gained(m) if score is None else means(m, score) for m in ("dreambooth", "textual_inversion"))
             difference = one - other
@@ -541,7 +543,7 @@ def diversity_lost():
     """C12: diversity of the class, and of the subject's own prompts, before and after, for each subject."""
     panels = (("class_diversity", "the class noun alone"), ("diversity", "prompts with the subject"))
     with plt.rc_context(STYLE):
-        fig, axes = plt.subplots(1, 2, figsize=(W, 4.9), layout="constrained", sharey=True)
+        fig, axes = plt.subplots(1, 2, figsize=(W, 4.3), layout="constrained", sharey=True)
         for ax, (score, title) in zip(axes, panels):
             values = np.stack([means("base", score), means("dreambooth_no_prior", score)], 1)
             for name, pair in zip(SUBJECTS, values):
@@ -588,7 +590,7 @@ def lambda_dial():
     before = {"subject_fidelity": ("dreambooth", "untouched_subject_fidelity"), "class_drift": ("base", "class_drift"),
               "class_diversity": ("base", "class_diversity")}  # fmt: skip
     with plt.rc_context(STYLE):
-        fig, axes = plt.subplots(1, 3, figsize=(W, 4.5), layout="constrained")
+        fig, axes = plt.subplots(1, 3, figsize=(W, 3.8), layout="constrained")
         for ax, (score, title, better, colour, limits) in zip(axes, panels):
             found = [level(method, score) for method in LAMBDAS.values()]
             bars = np.array([[one.value - one.low, one.high - one.value] for one in found]).T

@@ -47,7 +47,7 @@ class Measured:
         ends = [found["low"], found["high"]]
         if None in ends or not all(math.isfinite(end) for end in ends):
             return f"{scale * found['value']:.{digits}f}{unit}"
-        to = {"en": " to ", "ko": "–"}[self.language]
+        to = {"en": " to ", "ko": " ~ "}[self.language]
         return f"{scale * found['value']:.{digits}f}{unit} ({to.join(f'{scale * end:.{digits}f}' for end in ends)})"
 
     def record(self, name: str, *keys: str | int) -> object:

@@ -1,13 +1,14 @@
 """Write all that a room without a network needs into one folder, for a USB stick: `make bundle`.
 
     python tools/bundle.py build/bundle
-    python tools/bundle.py build/bundle --platform win_amd64 --python 3.12     (for machines of another kind)
 
-The folder holds the course with its weights (what is committed), the wheels of requirements.lock, a page of each
-notebook, and the slides. On the other machine, which needs Python and make: `bash install.sh`.
+The folder holds the course with its weights (what is committed), the wheels of requirements.lock for machines like
+this one (system, processor, version of Python), a page of each notebook, and the slides. On the other machine, which
+needs Python and make: `bash install.sh`.
 """
 
 import argparse
+import platform
 import shutil
 import subprocess
 import sys
@@ -15,12 +16,8 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-try:
-    import tomllib
-except ModuleNotFoundError:  # Python 3.10
-    import tomli as tomllib
-
 REPO = Path(__file__).resolve().parents[1]
+BUILD_NEEDS = ("setuptools>=77",)  # what pyproject.toml asks for, to install the course itself
 INSTALL = """#!/usr/bin/env bash
 # Installs the course from the wheels beside it; no network is used.
 set -euo pipefail
@@ -32,20 +29,18 @@ echo "Ready. Now: cd course, then make lab"
 README = """# The course without a network
 
 - `bash install.sh` installs the course from `wheels/` into `course/.venv`.
-  It needs Python {python}, make, and {system}.
+  It needs {system}, Python {python}, and make.
 - `cd course`, then `make lab` opens it.
 - `pages/`: each notebook as a page, to be read in a browser. `slides/`: the decks, as HTML and PDF.
-- `course/slides/INSTRUCTOR.md` says how to give the seminar.
+- `course/slides/INSTRUCTOR.md` (Korean: `INSTRUCTOR.ko.md`) says how to give the seminar.
 """
 
 
-def wheels(folder: Path, platform: str | None, python: str) -> None:
+def wheels(folder: Path) -> None:
     """Download the wheels of the lock, and what pip needs to install the course itself."""
-    needed = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))["build-system"]["requires"]
-    other = ["--platform", platform, "--python-version", python, "--only-binary=:all:"] if platform else []
-    pip = [sys.executable, "-m", "pip", "download", "-q", "-d", str(folder), *other]
+    pip = [sys.executable, "-m", "pip", "download", "-q", "-d", str(folder)]
     subprocess.run([*pip, "--no-deps", "-r", str(REPO / "requirements.lock")], check=True)
-    subprocess.run([*pip, *needed], check=True)
+    subprocess.run([*pip, *BUILD_NEEDS], check=True)
 
 
 def committed(folder: Path) -> None:
@@ -59,33 +54,31 @@ def committed(folder: Path) -> None:
 
 def pages_and_slides(folder: Path) -> None:
     """Copy what `make pages` and `make slides` have written. Raises SystemExit if one of them was not run."""
-    built = REPO / "build"
-    for name, found in (("pages", built.glob("*.html")), ("slides", (built / "slides").glob("*.*.[hp][td][mf]*"))):
-        found, command = sorted(found), f"make {name}"
+    build = REPO / "build"
+    slides = [path for path in (build / "slides").glob("*.*") if path.suffix in (".html", ".pdf")]
+    for name, found in (("pages", list(build.glob("*.html"))), ("slides", slides)):
         if not found:
-            raise SystemExit(f"tools/bundle.py: no {name} in build/; run `{command}` first")
+            raise SystemExit(f"tools/bundle.py: no {name} in build/; run `make {name}` first")
         (folder / name).mkdir(parents=True)
         for path in found:
             shutil.copy2(path, folder / name)
+    if (build / "mathjax").is_dir():  # the pages' formulas
+        shutil.copytree(build / "mathjax", folder / "pages" / "mathjax")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", default=REPO / "build" / "bundle")
-    parser.add_argument("--platform", help="of the other machines, as pip names it (default: the one of this machine)")
-    parser.add_argument("--python", default=".".join(map(str, sys.version_info[:2])), help="their Python, such as 3.12")
     args = parser.parse_args()
     if args.folder.exists() and any(args.folder.iterdir()):
         parser.error(f"{args.folder} is not empty: name another folder, or remove it")
-    if args.python != parser.get_default("python") and not args.platform:
-        parser.error("--python: expected --platform beside it")
     args.folder.mkdir(parents=True, exist_ok=True)
     pages_and_slides(args.folder)
     committed(args.folder / "course")
     (args.folder / "install.sh").write_text(INSTALL, encoding="utf-8", newline="\n")
-    system = args.platform or "a machine like the one that made this folder"
-    (args.folder / "README.md").write_text(README.format(python=args.python, system=system), encoding="utf-8")
-    wheels(args.folder / "wheels", args.platform, args.python)
+    system, python = f"{platform.system()} on {platform.machine()}", ".".join(map(str, sys.version_info[:2]))
+    (args.folder / "README.md").write_text(README.format(python=python, system=system), encoding="utf-8")
+    wheels(args.folder / "wheels")
     size = sum(path.stat().st_size for path in args.folder.rglob("*") if path.is_file())
     print(f"{args.folder}: {size / 1e9:.1f} GB; on the other machine: bash install.sh")
 
