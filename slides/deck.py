@@ -62,7 +62,7 @@ def linked(key: str) -> str:
 def named_papers(language: str) -> str:
     """A line for each deck with links to the papers that its slides name and no deck before it named."""
     lines, known = [], set()
-    for about in decks().values():
+    for about in (about for name, about in decks().items() if name != "seminar"):
         keys = list(dict.fromkeys(key for name in about["slides"] for key in slide(name).get("papers", ())))
         new = [key for key in keys if key not in known]
         known.update(new)

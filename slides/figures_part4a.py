@@ -148,10 +148,10 @@ class Model:
         self.line((4.2, 3.5), (6, 3.5), arrow=False, under=True)
         self.line((8.6, 3.5), (6, 3.5), arrow=False, under=True)
         self.block(5.62, 3, attention=True)
-        self.line((3.45, 0.5), (3.72, 0.5))
+        self.line((3.53, 0.5), (3.72, 0.5))
         self.line((12.15, 0.5), (12.35, 0.5))
         if words:
-            self.say(3.28, self.at(0.5) - 0.03, "$z_t$", 18)
+            self.say(3.35, self.at(0.5) - 0.03, "$z_t$", 18)
 
     @staticmethod
     def at(level: float) -> float:
@@ -375,16 +375,16 @@ def three_ways():
     board, side, step = Board(4.25), 1.17, 1.22
     board.tile(0.3, 1.5, 1.45, mochi)
     board.text(1.03, 1.25, "Mochi", 18)
-    for c, words in enumerate(("given scene", *scenes)):
+    for c, words in enumerate(("given scene", *(scene.split()[-1] for scene in scenes))):
         board.text(5.6 + c * 1.34 + side / 2, 0.18, words, 15, GREY if c == 0 else BLACK)
-    ways = (("GAN’s latent", "moved at random: no prompt", [image, *moved], RED),
+    ways = (("GAN’s latent", "moved at random", [image, *moved], RED),
             ("diffusion latent", "redrawn: “a cat at night” …", latent, ORANGE),
             ("the word $S_*$", "“$S_*$ at night” …, new noise", word, BLUE))  # fmt: skip
     for r, (name, what, images, colour) in enumerate(ways):
         y = 0.36 + r * step
         board.text(5.4, y + 0.38, name, 19, colour, ha="right")
         board.text(5.4, y + 0.8, what, 15, GREY, ha="right")
-        board.arrow((1.85, 2.22), (2.55, y + side / 2), colour, 2)
+        board.arrow((1.85, 2.22), (2.4, y + side / 2), colour, 2)
         for c, picture in enumerate(images):
             board.tile(5.6 + c * 1.34, y, side, picture.detach())
     board.small(f"one training of the word, {steps} DDIM steps, w = {w:g} for new prompts, first samples, drawn on "
@@ -552,7 +552,7 @@ def diversity_lost():
             ax.set_xticks((0, 1), ("untouched", "DreamBooth,\nλ = 0"))
             ax.set(xlim=(-0.2, 1.2), title=title)
             ax.set_ylim(0, None)
-        axes[0].set_ylabel("mean distance of two samples")
+        axes[0].set_ylabel("distance of two samples")
         axes[1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=15)
         small_print(fig, about_methods("features of the judge; zero: all samples alike"))
     return fig

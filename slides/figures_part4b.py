@@ -351,9 +351,24 @@ def two_subjects():
     ax.plot([-rules_methods.MARGIN] * 2, [1.75, 3.35], color=RED, linestyle="--", linewidth=2.5)
     ax.plot([0, 0], [-0.45, 1.15], color=RED, linestyle="--", linewidth=2.5)
     ax.set(ylim=(3.5, -0.9))
-    ax.text(0.01, -0.65, "text alignment: CLIP-T", fontsize=15, transform=ax.get_yaxis_transform(), va="center")
-    ax.text(0.01, 1.5, "image alignment: lower likeness", fontsize=15, transform=ax.get_yaxis_transform(),
-            va="center")  # fmt: skip
+    ax.text(
+        0.01,
+        -0.65,
+        "text alignment: CLIP-T",
+        backgroundcolor="white",
+        fontsize=15,
+        transform=ax.get_yaxis_transform(),
+        va="center",
+    )
+    ax.text(
+        0.01,
+        1.5,
+        "image alignment: lower likeness",
+        backgroundcolor="white",
+        fontsize=15,
+        transform=ax.get_yaxis_transform(),
+        va="center",
+    )
     ax.set_yticks(list(places.values()), ["joint", "merged"] * 2, fontsize=15)
     ax.set_title("minus DreamBooth", fontsize=18)
     ax.grid(axis="y", visible=False)
@@ -431,8 +446,8 @@ def half_and_half():
     ax.text(0.02, (low + high) / 2, "in between", va="center", fontsize=15, color=BLUE)
     half = torch.tensor(done["half"])
     between = statistics.share(rules_models.in_between(half[0] - half[1], real[0], real[1]))
-    ax.set(xlabel="share $a$ of cat", ylabel="log odds, cat : tiger", xticks=[0, 0.5, 1])
-    ax.set_title(f"{between.value:.2f} of {between.n} at a = 1/2 in between", fontsize=16, loc="right")
+    ax.set(xlabel="share $a$ of cat", ylabel="log odds, cat : tiger", ylim=(-27, 29), xticks=[0, 0.5, 1])
+    ax.set_title(f"in between at 1/2: {between:.2f}", fontsize=15, loc="right", pad=14)
     words = (
         f"left: {count} noises, 25 DDIM steps, w = 5, not picked · right: {odds.shape[1]} noises at each a, line: the "
     )
@@ -463,10 +478,10 @@ def truths() -> dict[str, list]:
 @shows(weights=("toybox-sd", "toybox-judge"), records=(ROWS,))
 def text_and_image():
     """Text alignment against image alignment: the untouched model, four methods and the renderer's own pictures."""
-    height = 4.9
+    height = 5.0
     with plt.rc_context(STYLE):
         fig = plt.figure(figsize=(W, height))
-        ax = panel(fig, 1.0, 0.1, 7.2, 3.8, height)
+        ax = panel(fig, 1.0, 0.1, 7.2, 3.75, height)
         for method, (colour, marker) in MARKS.items():
             if method == "truth":
                 x, y = (statistics.over_subjects(truths()[score]) for score in ("clip_t", "subject_fidelity"))
@@ -487,10 +502,10 @@ def text_and_image():
 @shows(records=(ROWS, "official_scripts.json"))
 def likeness_and_cost():
     """Subject fidelity against the bytes of a file and against the seconds of a whole training."""
-    timed, height = read("official_scripts.json"), 4.2
+    timed, height = read("official_scripts.json"), 5.0
     with plt.rc_context(STYLE):
         fig = plt.figure(figsize=(W, height))
-        axes = panel(fig, 0.95, 0.1, 5.3, 2.5, height), panel(fig, 6.85, 0.1, 5.3, 2.5, height)
+        axes = panel(fig, 0.95, 0.1, 5.3, 3.3, height), panel(fig, 6.85, 0.1, 5.3, 3.3, height)
         for method in METHODS:
             one, (colour, marker) = level(method, "subject_fidelity"), MARKS[method]
             places = read(ROWS)["rows"]["biscuit"][method]["0"]["bytes"], timed["rows"][method]["default"]["seconds"]

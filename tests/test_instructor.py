@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SLIDES = ROOT / "slides"
 sys.path.insert(0, str(SLIDES))
 import deck  # noqa: E402
+import measured  # noqa: E402
 
 GUIDES = {
     language: (SLIDES / name).read_text(encoding="utf-8")
@@ -187,11 +188,11 @@ def test_files_and_commands_named_exist(language):
 @languages
 def test_verdicts_are_those_of_the_record(language):
     claims = json.loads((ROOT / "data" / "results" / "claims.json").read_text(encoding="utf-8"))["claims"]
-    words = "|".join(re.escape(said[language]) for said in deck.VERDICTS.values())
+    words = "|".join(re.escape(said[language]) for said in measured.VERDICTS.values())
     found = re.findall(rf"\b(C\d+[ab]?) \(({words})\)", GUIDES[language])
     assert {"C3", "C15", "C16", "C19", "C20"} <= {claim for claim, _ in found}
     for claim, verdict in found:
-        assert verdict == deck.VERDICTS[claims[claim]["verdict"]][language], claim
+        assert verdict == measured.VERDICTS[claims[claim]["verdict"]][language], claim
 
 
 @languages
