@@ -39,7 +39,10 @@ FIGURES: dict[str, tuple[Callable, list[str], list[str]]] = {}  # name -> its fu
 
 
 def shows(*, weights: tuple[str, ...] = (), records: tuple[str, ...] = ()) -> Callable:
-    """Mark a function as a figure. weights: folders of data/checkpoints; records: files of data/results."""
+    """Mark a function as a figure.
+
+    weights: folders of data/checkpoints.  records: of data/results, by name without .json, or a picture there.
+    """
 
     def mark(function: Callable) -> Callable:
         FIGURES[function.__name__] = (function, list(weights), list(records))
@@ -52,7 +55,7 @@ def sources(name: str) -> dict[str, str]:
     """file -> SHA-256 of all that a figure is drawn from."""
     _, weights, records = FIGURES[name]
     files = [path for folder in weights for path in sorted((CHECKPOINTS / folder).rglob("*.safetensors"))]
-    files += [RESULTS / record for record in records]
+    files += [RESULTS / (name if name.endswith(".png") else f"{name}.json") for name in records]
     root = CHECKPOINTS.parent
     return {path.relative_to(root).as_posix(): sha256(path)[:16] for path in files}
 

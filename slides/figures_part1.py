@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from board import GREY, STYLE, Board, W, generator, rows_of, shows, size, small_print
 from PIL import Image
+from recorded import record, runs
 from torch import Tensor
 
 from course_lib import plots
 from course_lib.data import cifar10
 from course_lib.diffusion import checkpoint, guidance, samplers, schedule
 from course_lib.diffusion.ddpm import posterior, predict_x0, q_sample
-from course_lib.environment import CHECKPOINTS, REPOSITORY, RESULTS
+from course_lib.environment import CHECKPOINTS, REPOSITORY
 from course_lib.evaluation import statistics
 from course_lib.evaluation.statistics import Estimate
 from course_lib.latent import stable_diffusion
@@ -69,7 +70,7 @@ def draw(name: str, label: Tensor, w: float, steps: int, seed: int = 0, x_T: Ten
 
 @lru_cache
 def results(name: str = "cifar10") -> dict:
-    return json.loads((RESULTS / f"ddpm_{name}.json").read_text(encoding="utf-8"))
+    return record(f"ddpm_{name}")
 
 
 def distance(row: dict) -> Estimate:
@@ -187,10 +188,10 @@ def course_map():
     return board.fig
 
 
-@shows(records=("claims.json",))
+@shows(records=("claims",))
 def judging():
     """The four verdict words: what the interval looks like, when it is said, and of which claims it is said here."""
-    claims = json.loads((RESULTS / "claims.json").read_text(encoding="utf-8"))["claims"]
+    claims = record("claims")["claims"]
     rows = (("holds", GREEN, [(0.35, 1.15)], "all intervals above 0"),
             ("does not hold", RED, [(0.5, 1.2), (-1.15, -0.3)], "one interval below 0"),
             ("cannot tell", ORANGE, [(0.4, 1.2), (-0.5, 0.75)], "one contains 0, none below"),
@@ -338,12 +339,6 @@ def network():
     return board.fig
 
 
-def runs(filled: np.ndarray, least: int) -> list[tuple[int, int]]:
-    """Start and end of each run of True that is at least so long."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], filled.astype(int), [0]])))
-    return [(start, end) for start, end in zip(edges[::2], edges[1::2]) if end - start >= least]
-
-
 def small_run() -> tuple[np.ndarray, list[tuple[str, str]], str, str]:
     """The stored run of notebook 01, section "Training until a boat appears".
 
@@ -374,13 +369,13 @@ def small_run() -> tuple[np.ndarray, list[tuple[str, str]], str, str]:
     return np.array([[tile(*y, *x) for x in across] for y in down]), rows, floor, length
 
 
-@shows(records=("ddpm_toybox10_curve.json",))
+@shows(records=("ddpm_toybox10_curve",))
 def training_run():
     """C1. Left, the recorded run that decides: its loss and its samples' distance. Right, notebook 01's small run."""
-    record = json.loads((RESULTS / "ddpm_toybox10_curve.json").read_text(encoding="utf-8"))
-    steps = [row["step"] for row in record["curve"]]
-    kinds = (("loss on held-out pictures", BLUE, [statistics.mean(row["held_out_loss"]) for row in record["curve"]]),
-             ("distance of the samples", RED, [distance(row) for row in record["curve"]]))  # fmt: skip
+    curve = record("ddpm_toybox10_curve")
+    steps = [row["step"] for row in curve["curve"]]
+    kinds = (("loss on held-out pictures", BLUE, [statistics.mean(row["held_out_loss"]) for row in curve["curve"]]),
+             ("distance of the samples", RED, [distance(row) for row in curve["curve"]]))  # fmt: skip
     tiles, rows, floor, length = small_run()
     board, side, left = Board(5.3), 0.74, 7.0
     for k, (words, colour, values) in enumerate(kinds):
@@ -401,9 +396,9 @@ def training_run():
         board.text(W - 0.05, y + side / 2, found, 15, RED, ha="right")
         for i in range(5):
             board.tile(left + i * (side + 0.06), y, side, images[i])
-    n, made = record["curve"][0]["samples_scored"], f"{record['device']}, {record['date']}"
+    n, made = curve["curve"][0]["samples_scored"], f"{curve['device']}, {curve['date']}"
     board.small(f"Loss: that of Algorithm 1, weighted (the loss on v). Left: a network of the shipped size on "
-                f"Toybox-10, {record['steps']:,} steps of {record['batch_size']} on {made}; Fréchet distance of {n} "
+                f"Toybox-10, {curve['steps']:,} steps of {curve['batch_size']} on {made}; Fréchet distance of {n} "
                 f"samples, w = 1, bars 95 % · right: {length}, boats of 16×16 pixels, first samples; energy distance "
                 "of 48")  # fmt: skip
     return board.fig
@@ -451,7 +446,7 @@ def trajectory():
     return board.fig
 
 
-@shows(records=("ddpm_cifar10.json",))
+@shows(records=("ddpm_cifar10",))
 def steps_quality():
     """Distance to the real pictures against the number of network evaluations, for three solvers."""
     rows, real = results()["solvers"], results()["real"]
@@ -485,7 +480,7 @@ def steps_quality():
     return fig
 
 
-@shows(weights=("ddpm-cifar10", "ddpm-toybox10"), records=("ddpm_cifar10.json", "ddpm_toybox10.json"))
+@shows(weights=("ddpm-cifar10", "ddpm-toybox10"), records=("ddpm_cifar10", "ddpm_toybox10"))
 def two_worlds():
     """C2: the same noise, the same code, two data sets; below, how far both models are from each data set."""
     board, side, columns, n = Board(5.3), 0.92, 6, size(24, 12)
@@ -564,7 +559,7 @@ def guidance_sweep():
     return board.fig
 
 
-@shows(records=("ddpm_cifar10.json", "ddpm_toybox10.json"))
+@shows(records=("ddpm_cifar10", "ddpm_toybox10"))
 def fidelity_diversity():
     """C3: class accuracy against diversity by guidance scale; and the change of diversity, class by class, twice."""
     rows, real = sorted(results()["guidance"], key=lambda r: r["w"]), results()["real"]

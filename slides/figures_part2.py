@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from board import GREY, STYLE, Board, W, shows, size
 from PIL import Image
+from recorded import measured_on, record, toybox
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -19,7 +20,6 @@ from course_lib.editing.attention import relative_maps, word_maps
 from course_lib.editing.inversion import ddim_step
 from course_lib.environment import CHECKPOINTS, RESULTS, from_uint8
 from course_lib.evaluation import edits
-from course_lib.latent import stable_diffusion
 from course_lib.plots import BLACK, BLUE, GREEN, ORANGE, PINK, RED, to_uint8
 from course_lib.toybox import sets
 
@@ -31,12 +31,6 @@ MAP_WORDS = ("cat", "hat", "teal", "beach")
 # ---- models, pictures and records ----
 
 
-@lru_cache
-def toybox():
-    """The shipped latent diffusion model."""
-    return stable_diffusion.load("toybox", dtype=torch.float32)
-
-
 def steps() -> int:
     return size(STEPS, 2)
 
@@ -45,16 +39,6 @@ def steps() -> int:
 def held_out(count: int) -> Tensor:
     """Renderings that no network was trained on, (count, 3, 64, 64)."""
     return from_uint8(sets.pairs(count, split="test").images)
-
-
-@lru_cache
-def record(name: str) -> dict:
-    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-
-
-def measured_on(name: str) -> str:
-    """Device and date of a record, for small print."""
-    return f"measured on {record(name)['device']}, {record(name)['date']}"
 
 
 def drawn_by(*more: str) -> str:
@@ -258,7 +242,7 @@ def query_key_value():
     return board.fig
 
 
-@shows(weights=("toybox-sd",), records=("pointing.json",))
+@shows(weights=("toybox-sd",), records=("pointing",))
 def word_maps_measured():
     """Maps of four words, and how well such maps find what a word names, over the recorded renderings."""
     image, maps = maps_of_words(8)
@@ -371,7 +355,7 @@ def draws():
     return board.fig
 
 
-@shows(weights=("toybox-sd",), records=("toybox_sd.json",))
+@shows(weights=("toybox-sd",), records=("toybox_sd",))
 def fails():
     """What the judge reads off drawn pictures and off renderings; beside it three prompts that fail."""
     best, real, pairs = record("toybox_sd")["w"]["3.0"], record("toybox_sd")["real"], record("toybox_sd")["pairs"]
@@ -415,7 +399,7 @@ def small_print_at(fig, words: str) -> None:
     fig.text(0.005, 0.006, "\n".join(textwrap.wrap(words, 150)), fontsize=11, color=GREY, va="bottom")
 
 
-@shows(records=("spaces.json",))
+@shows(records=("spaces",))
 def cost_of_spaces():
     """C4: the Fréchet distance over the seconds of training in four spaces, and what each draws at the end."""
     found = record("spaces")

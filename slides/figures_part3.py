@@ -7,8 +7,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from board import GREY, STYLE, Board, W, shows
-from figures_part2 import bar_with_interval, drawn_by, measured_on, record, small_print_at, steps, toybox
+from figures_part2 import bar_with_interval, drawn_by, small_print_at, steps
 from PIL import Image
+from recorded import measured_on, record, runs, toybox
 from torch import Tensor
 
 from course_lib.data.pictures import open_images, to_tensor
@@ -78,12 +79,6 @@ def recorded_sheet() -> dict[str, np.ndarray]:
     side = min(b - a for a, b in beside + below)
     return {name: np.stack([sheet[y : y + side, x : x + side] for x, _ in beside])
             for name, (y, _) in zip(names, below, strict=True)}  # fmt: skip
-
-
-def runs(on: np.ndarray, least: int) -> list[tuple[int, int]]:
-    """Where a row of yes and no is yes at least `least` times in a row: (first, one after the last)."""
-    ends = np.flatnonzero(np.diff(np.concatenate([[0], on.astype(int), [0]])))
-    return [(a, b) for a, b in zip(ends[::2].tolist(), ends[1::2].tolist()) if b - a >= least]
 
 
 def scores_of(method: str) -> dict[str, Tensor]:
@@ -186,7 +181,7 @@ def prior_or_regression():
     return board.fig
 
 
-@shows(records=("unclip.json",))
+@shows(records=("unclip",))
 def unclip_measured():
     """C5: what variations keep, how alike they are, and how well prompts are obeyed by three ways."""
     panels = (
@@ -276,7 +271,7 @@ def guidance_leaves():
     return board.fig
 
 
-@shows(records=("editing.json",))
+@shows(records=("editing",))
 def errors_over_w():
     """The error of pictures that are inverted and drawn back, against the guidance scale, for four ways."""
     found = record("editing")["reconstruction"]
@@ -368,7 +363,7 @@ def prompt_to_prompt():
     return board.fig
 
 
-@shows(records=("editing.json", "editing_samples.png"))
+@shows(records=("editing", "editing_samples.png"))
 def plug_and_play_rows():
     """Plug-and-Play as a diagram, and the first measured edits by it, beside prompting again and the right answer."""
     board, side = Board(5.2), 1.1
@@ -400,7 +395,7 @@ def plug_and_play_rows():
     return board.fig
 
 
-@shows(records=("editing.json",))
+@shows(records=("editing",))
 def obeyed_and_kept():
     """C6: share of edits obeyed against what is kept outside of the edit, for all methods."""
     methods = (("prompt again", "prompt again", BLACK, "s", (-16, 12), "right"),
@@ -438,7 +433,7 @@ def obeyed_and_kept():
     return fig
 
 
-@shows(weights=("toybox-sd",), records=("keeping.json", "personalization_tiles.png", "personalization.json"))
+@shows(weights=("toybox-sd",), records=("keeping", "personalization_tiles.png", "personalization"))
 def edited_or_learnt():
     """C7: Biscuit edited and Biscuit learnt, in the same scenes; and what each keeps, over six subjects."""
     sd = toybox()
@@ -451,7 +446,7 @@ def edited_or_learnt():
     targets = [f"a photo of a dog {scene}" for scene in scenes]
     rows = {"Prompt-to-Prompt": [edit(sd, old, target, start, w=SCALE)[1] for target in targets],
             "Plug-and-Play": [plug_and_play(sd, start, target, w=SCALE) for target in targets]}  # fmt: skip
-    names = json.loads((RESULTS / "personalization.json").read_text(encoding="utf-8"))["tiles"]
+    names = record("personalization")["tiles"]
     tiles = np.array(Image.open(RESULTS / "personalization_tiles.png").convert("RGB"))
     strip = tiles[64 * names.index("biscuit lora 0") :][:64]
     places = [64 * list(subjects.NEW_SCENES).index(scene) for scene in scenes]

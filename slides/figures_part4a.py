@@ -1,6 +1,5 @@
 """The figures of Part 4, first half: the task, Textual Inversion, DreamBooth, LoRA."""
 
-import json
 from functools import lru_cache
 
 import matplotlib.pyplot as plt
@@ -8,6 +7,7 @@ import numpy as np
 import torch
 from board import GREY, STYLE, Board, W, generator, shows, size, small_print
 from PIL import Image
+from recorded import SUBJECTS, mean_score, record, rows, toybox
 from torch import Tensor
 
 from course_lib.cli.methods import METHODS
@@ -15,8 +15,7 @@ from course_lib.data.pictures import open_images, to_tensor
 from course_lib.editing.gan import gan_inversion, load_gan
 from course_lib.editing.inversion import invert, redraw
 from course_lib.environment import REPOSITORY, RESULTS, device_name
-from course_lib.evaluation import rules_methods, statistics
-from course_lib.latent import stable_diffusion
+from course_lib.evaluation import statistics
 from course_lib.latent.stable_diffusion import StableDiffusion
 from course_lib.personalization import dreambooth
 from course_lib.personalization.finetune import finetune
@@ -24,7 +23,6 @@ from course_lib.plots import BLACK, BLUE, GREEN, ORANGE, PINK, RED, SKY
 from course_lib.toybox import subjects
 
 FROZEN, TRAINED = "#e6e9ec", "#f2b544"  # fill of a weight; both are read by the words on them, and by the edge
-SUBJECTS = ("biscuit", "tilly", "mochi", "rollo", "bruno", "beppo")
 COLOURS = dict(zip(SUBJECTS, (BLUE, RED, GREEN, ORANGE, PINK, SKY)))
 MARKS = dict(zip(SUBJECTS, "os^vDP"))
 SCENES = [scene.split()[-1] for scene in subjects.NEW_SCENES]
@@ -32,17 +30,6 @@ LAMBDAS = {0: "dreambooth_no_prior", 0.3: "dreambooth_prior_0.3", 1: "dreambooth
 
 
 # ---- records, pictures and models ----
-
-
-@lru_cache
-def record(name: str) -> dict:
-    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-
-
-@lru_cache
-def rows() -> dict:
-    """subject -> method -> score -> (training seeds, prompts)."""
-    return rules_methods.over_seeds(record("personalization")["rows"])
 
 
 def cost(method: str) -> dict:
@@ -53,10 +40,6 @@ def cost(method: str) -> dict:
 def means(method: str, score: str) -> np.ndarray:
     """One number for each of SUBJECTS: the mean over training seeds and prompts."""
     return np.array([np.mean(rows()[name][method][score]) for name in SUBJECTS])
-
-
-def level(method: str, score: str) -> statistics.Estimate:
-    return statistics.over_subjects([torch.tensor(rows()[name][method][score]) for name in SUBJECTS])
 
 
 def about_methods(*more: str) -> str:
@@ -78,11 +61,6 @@ def strips() -> dict[str, np.ndarray]:
 def views(name: str) -> Tensor:
     """The five pictures of a subject, (5, 3, 64, 64) in [-1, 1]."""
     return torch.stack([to_tensor(image, 64) for image in open_images(REPOSITORY / "data" / "subjects" / name)])
-
-
-@lru_cache
-def toybox(dtype: torch.dtype = torch.float32) -> StableDiffusion:
-    return stable_diffusion.load("toybox", dtype=dtype)
 
 
 def learn(sd: StableDiffusion, recipe) -> None:
@@ -244,7 +222,7 @@ def trained(method: str):
     for k, (fill, edge, words) in enumerate(((TRAINED, BLACK, "trained"), (FROZEN, "#9aa3ad", "frozen"))):
         board.ax.add_patch(plt.Rectangle((10.3, 3.6 + k * 0.35), 0.32, 0.24, facecolor=fill, edgecolor=edge))
         board.text(10.75, 3.73 + k * 0.35, words, 15, ha="left")
-    board.text(W - 0.05, 4.55, numbers(method), 18, ha="right")
+    board.text(W - 0.05, 4.62, numbers(method), 18, ha="right")
     board.small(
         "the Toybox UNet; a level of its right side holds two such blocks; biases, normalisation and the frozen "
         "autoencoder are not drawn"
@@ -252,31 +230,31 @@ def trained(method: str):
     return board.fig
 
 
-@shows(records=("personalization.json",))
+@shows(records=("personalization",))
 def trained_textual_inversion():
     """What Textual Inversion trains."""
     return trained("textual_inversion")
 
 
-@shows(records=("personalization.json",))
+@shows(records=("personalization",))
 def trained_dreambooth():
     """What DreamBooth trains."""
     return trained("dreambooth")
 
 
-@shows(records=("personalization.json",))
+@shows(records=("personalization",))
 def trained_custom_diffusion():
     """What Custom Diffusion trains."""
     return trained("custom_diffusion")
 
 
-@shows(records=("personalization.json",))
+@shows(records=("personalization",))
 def trained_lora():
     """What LoRA trains."""
     return trained("lora")
 
 
-@shows(records=("personalization.json",))
+@shows(records=("personalization",))
 def trained_by_each():
     """The four methods side by side."""
     board = Board(5.3)
@@ -415,7 +393,7 @@ def sheet(names: tuple[str, str], methods: dict[str, tuple[str, str]], side: flo
     return board.fig
 
 
-@shows(records=("personalization.json", "personalization_tiles.png"))
+@shows(records=("personalization", "personalization_tiles.png"))
 def word_samples():
     """Two subjects by Textual Inversion, between the untouched model and the truth."""
     shown = {"base": ("untouched", GREY), "textual_inversion": ("the word $S_*$", BLUE), "truth": ("truth", GREEN)}
@@ -425,7 +403,7 @@ def word_samples():
 # ---- DreamBooth ----
 
 
-@shows(records=("personalization.json", "personalization_tiles.png"))
+@shows(records=("personalization", "personalization_tiles.png"))
 def dreambooth_ahead():
     """C10: pictures of Tilly by both methods, and the differences for each subject."""
     pairs = {"subject fidelity": "subject_fidelity", "the same, gain over the\nuntrained prompt": None,
@@ -538,7 +516,7 @@ def class_kept():
     return class_rows(shown, f"DreamBooth on Biscuit, λ = 1 with {size(PRIOR, 2)} class pictures, one training")
 
 
-@shows(records=("personalization.json",))
+@shows(records=("personalization",))
 def diversity_lost():
     """C12: diversity of the class, and of the subject's own prompts, before and after, for each subject."""
     panels = (("class_diversity", "the class noun alone"), ("diversity", "prompts with the subject"))
@@ -581,7 +559,7 @@ def prior_loss():
     return board.fig
 
 
-@shows(records=("personalization.json",))
+@shows(records=("personalization",))
 def lambda_dial():
     """C13: subject fidelity, class drift and class diversity over lambda."""
     panels = (("subject_fidelity", "subject fidelity", "↑", BLUE, (0, 0.9)),
@@ -592,14 +570,14 @@ def lambda_dial():
     with plt.rc_context(STYLE):
         fig, axes = plt.subplots(1, 3, figsize=(W, 3.8), layout="constrained")
         for ax, (score, title, better, colour, limits) in zip(axes, panels):
-            found = [level(method, score) for method in LAMBDAS.values()]
+            found = [mean_score(method, score) for method in LAMBDAS.values()]
             bars = np.array([[one.value - one.low, one.high - one.value] for one in found]).T
             ax.errorbar(range(len(found)), [one.value for one in found], bars, fmt="o-", color=colour, capsize=6,
                         markersize=11)  # fmt: skip
-            ax.axhline(level(*before[score]).value, color=BLACK, linestyle=":", linewidth=2.5)
+            ax.axhline(mean_score(*before[score]).value, color=BLACK, linestyle=":", linewidth=2.5)
             ax.set(xlabel="λ", title=f"{title} {better}", ylim=limits)
             ax.set_xticks(range(len(found)), [f"{k:g}" for k in LAMBDAS])
-        axes[0].text(3.1, level(*before["subject_fidelity"]).value - 0.02, "dotted: the same\nprompts, untouched",
+        axes[0].text(3.1, mean_score(*before["subject_fidelity"]).value - 0.02, "dotted: the same\nprompts, untouched",
                      fontsize=14, ha="right", va="top")  # fmt: skip
         small_print(fig, about_methods("bars: 95 % intervals over subjects"))
     return fig
@@ -608,7 +586,7 @@ def lambda_dial():
 # ---- LoRA ----
 
 
-@shows(weights=("toybox-sd",), records=("personalization.json", "tuning.json"))
+@shows(weights=("toybox-sd",), records=("personalization", "tuning"))
 def thin_product():
     """W + BA drawn to scale, and the bytes of a concept by each method."""
     rank = record("tuning")["chosen"]["rank"]

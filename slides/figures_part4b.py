@@ -1,6 +1,5 @@
 """The figures of Part 4 from Custom Diffusion on: its weights, merging, all methods side by side."""
 
-import json
 from functools import lru_cache
 
 import matplotlib.pyplot as plt
@@ -8,6 +7,7 @@ import numpy as np
 import torch
 from board import GREY, STYLE, Board, W, shows, size, wrapped
 from PIL import Image
+from recorded import SUBJECTS, mean_score, measured_on, record, rows
 from safetensors import safe_open
 
 from course_lib.cli.methods import METHODS
@@ -16,45 +16,25 @@ from course_lib.evaluation import rules_methods, rules_models, statistics
 from course_lib.plots import BLACK, BLUE, GREEN, ORANGE, PINK, RED, SKY
 from course_lib.toybox import subjects
 
-SUBJECTS = ("biscuit", "tilly", "mochi", "rollo", "bruno", "beppo")
 NAMES = {"base": "untouched model"} | {key: method.title for key, method in METHODS.items()}
 MARKS = dict(zip((*NAMES, "truth"), ((BLACK, "X"), (BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (PINK, "D"), (RED, "*"))))
 # Trained numbers in Stable Diffusion 1.5 by its published configuration: a row, LoRA of rank 4, keys and values, UNet.
 PUBLISHED = {"textual_inversion": 768, "lora": 797_184, "custom_diffusion": 19_169_280, "dreambooth": 859_520_964}
-CLAIMS, PAIRS, STYLES, ROWS = "claims.json", "pairs.json", "styles.json", "personalization.json"
+CLAIMS, PAIRS, STYLES, ROWS = "claims", "pairs", "styles", "personalization"
 
 
 # ---- records ----
 
 
-@lru_cache
-def read(name: str) -> dict:
-    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
-
-
-def measured_on(name: str) -> str:
-    return f"measured on {read(name)['device']}, {read(name)['date']}"
-
-
 def value(claim: str, key: str) -> statistics.Estimate:
     """A value of a claim with its interval."""
-    return statistics.Estimate(**read(CLAIMS)["claims"][claim]["values"][key])
-
-
-@lru_cache
-def rows() -> dict:
-    """subject -> method -> score -> (seeds, prompts)."""
-    return rules_methods.over_seeds({name: read(ROWS)["rows"][name] for name in SUBJECTS})
-
-
-def level(method: str, score: str) -> statistics.Estimate:
-    return statistics.over_subjects([rows()[name][method][score] for name in SUBJECTS])
+    return statistics.Estimate(**record(CLAIMS)["claims"][claim]["values"][key])
 
 
 @lru_cache
 def pairs() -> dict:
     """pair -> method -> score -> values."""
-    return rules_methods.of_pairs(read(PAIRS)["rows"])
+    return rules_methods.of_pairs(record(PAIRS)["rows"])
 
 
 def pair_level(label: str, score: str) -> statistics.Estimate:
@@ -62,14 +42,14 @@ def pair_level(label: str, score: str) -> statistics.Estimate:
 
 
 def about_rows(*more: str) -> str:
-    seeds = len(read(ROWS)["rows"]["biscuit"]["lora"])
+    seeds = len(record(ROWS)["rows"]["biscuit"]["lora"])
     return " · ".join([f"{len(SUBJECTS)} subjects, {seeds} training seeds each, bars: 95 % over subjects", *more,
                        measured_on(ROWS)])  # fmt: skip
 
 
 def about_pairs(*more: str) -> str:
-    record = read(PAIRS)
-    words = f"{len(pairs())} pairs, 2 training seeds, 12 prompts of {record['images']} samples; bars: 95 % over pairs"
+    images = record(PAIRS)["images"]
+    words = f"{len(pairs())} pairs, 2 training seeds, 12 prompts of {images} samples; bars: 95 % over pairs"
     return " · ".join([words, *more, measured_on(PAIRS)])
 
 
@@ -80,8 +60,24 @@ def sheet(name: str) -> np.ndarray:
 
 def pair_sample(label: str, column: int) -> np.ndarray:
     """One recorded sample of two subjects: its row's label, and which of the six scenes."""
-    row = read(PAIRS)["samples"].index(label)
+    row = record(PAIRS)["samples"].index(label)
     return sheet("pairs_samples.png")[64 * row : 64 * row + 64, 64 * column : 64 * column + 64]
+
+
+def pair_tiles(
+    board: Board, chosen: dict[str, str], labels: dict[str, str], columns: tuple[int, int], x: float
+) -> None:
+    """Recorded samples of pairs of subjects. chosen: pair -> its title.  labels: row -> its title.  x: of the first."""
+    side, gap = 0.8, 0.05
+    for p, (pair, words) in enumerate(chosen.items()):
+        left = x + p * (2 * side + gap + 0.15)
+        board.text(left + side, 0.28, words, 16)
+        for r, label in enumerate(labels):
+            for c, column in enumerate(columns):
+                tile = pair_sample(f"{pair} {label}", column)
+                board.tile(left + c * (side + gap), 0.55 + r * (side + gap), side, tile)
+    for r, words in enumerate(labels.values()):
+        board.text(x - 0.1, 0.55 + r * (side + gap) + side / 2, words, 15, ha="right")
 
 
 def view(name: str, number: int) -> np.ndarray:
@@ -130,7 +126,7 @@ def shares() -> dict[str, float]:
 @shows(weights=("toybox-sd",), records=(CLAIMS,))
 def changes_by_kind():
     """C14: how much more three kinds of layers change on a subject than in a control; and what their changes carry."""
-    changes, kinds = read(CLAIMS)["experiments"]["changes"], ("cross-attention", "self-attention", "rest")
+    changes, kinds = record(CLAIMS)["experiments"]["changes"], ("cross-attention", "self-attention", "rest")
     logs = [statistics.over_subjects([one["excess"][kind] for one in changes.values()]) for kind in kinds]
     height = 4.5
     with plt.rc_context(STYLE):
@@ -164,7 +160,7 @@ def changes_by_kind():
 def bytes_and_gap():
     """C15: bytes of each method's file, here and for Stable Diffusion 1.5; Custom Diffusion minus DreamBooth."""
     order, height = ("textual_inversion", "lora", "custom_diffusion", "dreambooth"), 4.4
-    ours = [read(ROWS)["rows"]["biscuit"][key]["0"]["bytes"] for key in order]
+    ours = [record(ROWS)["rows"]["biscuit"][key]["0"]["bytes"] for key in order]
     theirs = [4 * PUBLISHED[key] for key in order]
     with plt.rc_context(STYLE):
         fig = plt.figure(figsize=(W, height))
@@ -207,22 +203,15 @@ def in_bytes(number: float) -> str:
 @shows(records=(PAIRS,))
 def joint_pairs():
     """C16: recorded samples of joint training on three pairs; both nouns, and the lower subject fidelity."""
-    board, side, gap = Board(4.55), 0.8, 0.05
-    chosen = (("mushroom bus", "mushroom, bus"), ("clock bus", "clock, bus"), ("owl fish", "owl, fish"))
+    board = Board(4.55)
     labels = {
         "ground truth": "truth",
         "untouched model": "untouched",
         "joint 0": "joint",
         "joint, pairs 0": "joint,\npairs",
     }
-    for p, (pair, words) in enumerate(chosen):
-        x = 1.3 + p * (2 * side + gap + 0.15)
-        board.text(x + side, 0.28, words, 16)
-        for r, label in enumerate(labels):
-            for c, column in enumerate((0, 3)):
-                board.tile(x + c * (side + gap), 0.55 + r * (side + gap), side, pair_sample(f"{pair} {label}", column))
-    for r, words in enumerate(labels.values()):
-        board.text(1.2, 0.55 + r * (side + gap) + side / 2, words, 15, ha="right")
+    chosen = {"mushroom bus": "mushroom, bus", "clock bus": "clock, bus", "owl fish": "owl, fish"}
+    pair_tiles(board, chosen, labels, (0, 3), 1.3)
     rows_ = {"ground truth": ("truth", BLACK), "untouched model": ("untouched,\nplain nouns", BLACK),
              rules_methods.UNTRAINED: ("new words,\nuntrained", BLACK), "joint": ("joint", BLUE),
              "joint, pairs": ("joint, pairs", GREEN)}  # fmt: skip
@@ -268,7 +257,7 @@ def merge_idea():
 @shows(records=(CLAIMS,))
 def merge_numbers():
     """C17: what the constraint misses, by the closed form and by averaging; the distance to another solver."""
-    found = read(CLAIMS)["claims"]["C17"]["values"]
+    found = record(CLAIMS)["claims"]["C17"]["values"]
     bars = (("constraint missed, closed form", found["residual"], BLUE, 1e-5),
             ("distance to another solver", found["gap_to_solver"], GREEN, 1e-3),
             ("constraint missed, mean of both", found["residual_of_average"], ORANGE, None))  # fmt: skip
@@ -297,7 +286,7 @@ def merge_numbers():
 @shows(records=(CLAIMS,))
 def word_in_name():
     """C18: "castle" after a cat was learnt as "castle cat": is it still a castle, and how much like the cat?"""
-    board, done = Board(4.4), read(CLAIMS)["experiments"]["compound"]
+    board, done = Board(4.4), record(CLAIMS)["experiments"]["compound"]
     for k in range(3):
         board.tile(0.1 + k * 1.27, 0.55, 1.2, view("mochi", k + 1))
     board.text(1.97, 0.27, "Mochi, from five pictures", 17)
@@ -310,7 +299,7 @@ def word_in_name():
         ax = panel(board.fig, 4.95 + k * 4.05, 0.5, 3.3, 2.75, 4.4)
         values = [done[label][key] for label in ("untouched", "without", "with")]
         if key == "noun_share":
-            images = read(CLAIMS)["images"]
+            images = record(CLAIMS)["images"]
             hits = [round(sum(one) * images) for one in values]
             found = [statistics.share(hit, images * len(one)) for hit, one in zip(hits, values)]
         else:
@@ -322,7 +311,7 @@ def word_in_name():
         ax.set(ylim=(min(0, *(one.low for one in found)), 1.05))
         ax.grid(axis="x", visible=False)
         ax.axhline(0, color=BLACK, linewidth=1)
-    n = read(CLAIMS)["images"] * len(done["with"]["noun_share"])
+    n = record(CLAIMS)["images"] * len(done["with"]["noun_share"])
     board.small(f"Custom Diffusion, one subject, one training each, n = {n} samples of “a photo of a castle”, the same "
                 "noises; bars: 95 % over samples, and over groups of them · " + measured_on(CLAIMS))  # fmt: skip
     return board.fig
@@ -331,17 +320,10 @@ def word_in_name():
 @shows(records=(CLAIMS, PAIRS))
 def two_subjects():
     """C19: recorded samples of two pairs by three methods; joint and merged minus DreamBooth in text and in image."""
-    board, side, gap = Board(4.55), 0.8, 0.05
-    chosen = (("mushroom bus", "mushroom, bus"), ("clock bus", "clock, bus"), ("rocket car", "rocket, car"))
+    board = Board(4.55)
     labels = {"ground truth": "truth", "joint 0": "joint", "merged 0": "merged", "dreambooth 0": "Dream-\nBooth"}
-    for p, (pair, words) in enumerate(chosen):
-        x = 1.15 + p * (2 * side + gap + 0.15)
-        board.text(x + side, 0.28, words, 16)
-        for r, label in enumerate(labels):
-            for c, column in enumerate((1, 5)):
-                board.tile(x + c * (side + gap), 0.55 + r * (side + gap), side, pair_sample(f"{pair} {label}", column))
-    for r, words in enumerate(labels.values()):
-        board.text(1.05, 0.55 + r * (side + gap) + side / 2, words, 15, ha="right")
+    chosen = {"mushroom bus": "mushroom, bus", "clock bus": "clock, bus", "rocket car": "rocket, car"}
+    pair_tiles(board, chosen, labels, (1, 5), 1.15)
     ax = panel(board.fig, 7.95, 0.5, 4.35, 2.95, 4.55)
     places = {"joint, text": 0, "merged, text": 0.7, "joint, image": 2.2, "merged, image": 2.9}
     for key, place in places.items():
@@ -384,20 +366,20 @@ def two_subjects():
 def faces_styles():
     """C20: pictures that two faces and two styles are learnt from, and how far DreamBooth gets towards the truth."""
     board, side = Board(4.75), 0.86
-    record, names = read(STYLES), ("matteo", "linnea", "chalk", "riso")
+    run, names = record(STYLES), ("matteo", "linnea", "chalk", "riso")
     for r, name in enumerate(names):
         board.text(1.0, 0.1 + r * (side + 0.05) + side / 2, name, 18, ha="right")
         for c in range(4):
             board.tile(1.12 + c * (side + 0.05), 0.1 + r * (side + 0.05), side, view(name, c + 1))
     ax = panel(board.fig, 5.2, 0.1, 7.1, 4 * side + 0.15, 4.75)
     for place, name in enumerate(names):
-        if name in record["faces"]:
-            rows_, key = record["faces"][name], "subject_fidelity"
-            low, high = rows_["base"]["0"]["by_prompt"][key], record["known"][name]["truth"]
+        if name in run["faces"]:
+            rows_, key = run["faces"][name], "subject_fidelity"
+            low, high = rows_["base"]["0"]["by_prompt"][key], run["known"][name]["truth"]
             learnt = {m: [row["by_prompt"][key] for row in rows_[m].values()] for m in METHODS}
         else:
-            low, high = (record["known"][name][k]["style_fidelity"] for k in ("untouched", "truth"))
-            learnt = {m: [row["style_fidelity"] for row in record["styles"][name][m].values()] for m in METHODS}
+            low, high = (run["known"][name][k]["style_fidelity"] for k in ("untouched", "truth"))
+            learnt = {m: [row["style_fidelity"] for row in run["styles"][name][m].values()] for m in METHODS}
         low, high = np.mean(low), np.mean(high)
         ax.plot([low, high], [place, place], color=GREY, linewidth=2, zorder=1)
         ax.plot([(low + high) / 2] * 2, [place - 0.32, place + 0.32], color=RED, linewidth=3, linestyle="--", zorder=1)
@@ -413,7 +395,7 @@ def faces_styles():
     ax.set_yticks(range(4), [""] * 4)
     ax.set_xlabel("subject or style fidelity;  dashed: half of the way", fontsize=15)
     words = "four of five pictures each; styles on objects that these do not show; 2 training seeds, 20 prompts of "
-    board.small(f"{words}{record['images']} samples, bars: 95 % over prompts · {measured_on(STYLES)}")
+    board.small(f"{words}{run['images']} samples, bars: 95 % over prompts · {measured_on(STYLES)}")
     return board.fig
 
 
@@ -435,7 +417,7 @@ def half_and_half():
     board.text(0.1, 0.22, "tiger", 18, BLUE, ha="left")
     board.text(7.26, 0.22, "cat", 18, ORANGE, ha="right")
     board.arrow((0.9, 0.22), (6.7, 0.22), GREY)
-    done = read(CLAIMS)["experiments"]["mixtures"]
+    done = record(CLAIMS)["experiments"]["mixtures"]
     table, real = torch.tensor(done["mixtures"]), torch.tensor(done["real"])
     odds = table[:, 0] - table[:, 1]
     low, high = real[1].quantile(0.975).item(), real[0].quantile(0.025).item()
@@ -486,7 +468,7 @@ def text_and_image():
             if method == "truth":
                 x, y = (statistics.over_subjects(truths()[score]) for score in ("clip_t", "subject_fidelity"))
             else:
-                x, y = level(method, "clip_t"), level(method, "subject_fidelity")
+                x, y = mean_score(method, "clip_t"), mean_score(method, "subject_fidelity")
             ax.errorbar(x.value, y.value, errors([y]), errors([x]), marker=marker, color=colour, capsize=6,
                         markersize=22 if marker == "*" else 14, linestyle="none", linewidth=2.2,
                         label=NAMES.get(method, "truth, rendered"))  # fmt: skip
@@ -499,16 +481,16 @@ def text_and_image():
     return fig
 
 
-@shows(records=(ROWS, "official_scripts.json"))
+@shows(records=(ROWS, "official_scripts"))
 def likeness_and_cost():
     """Subject fidelity against the bytes of a file and against the seconds of a whole training."""
-    timed, height = read("official_scripts.json"), 5.0
+    timed, height = record("official_scripts"), 5.0
     with plt.rc_context(STYLE):
         fig = plt.figure(figsize=(W, height))
         axes = panel(fig, 0.95, 0.1, 5.3, 3.3, height), panel(fig, 6.85, 0.1, 5.3, 3.3, height)
         for method in METHODS:
-            one, (colour, marker) = level(method, "subject_fidelity"), MARKS[method]
-            places = read(ROWS)["rows"]["biscuit"][method]["0"]["bytes"], timed["rows"][method]["default"]["seconds"]
+            one, (colour, marker) = mean_score(method, "subject_fidelity"), MARKS[method]
+            places = record(ROWS)["rows"]["biscuit"][method]["0"]["bytes"], timed["rows"][method]["default"]["seconds"]
             beside = {"lora": 0.75, "custom_diffusion": 1.33}.get(method, 1)  # their files are nearly equally large
             for ax, place in zip(axes, (beside * places[0], places[1])):
                 ax.errorbar(place, one.value, errors([one]), marker=marker, markersize=14, capsize=6, color=colour,
@@ -553,9 +535,9 @@ def chosen() -> dict[str, tuple[str, bool]]:
     def scored(score):
         return {m: [rows()[name][m][score] for name in SUBJECTS] for m in METHODS}
 
-    sizes = {m: [[float(row["bytes"]) for row in read(ROWS)["rows"][name][m].values()] for name in SUBJECTS]
+    sizes = {m: [[float(row["bytes"]) for row in record(ROWS)["rows"][name][m].values()] for name in SUBJECTS]
              for m in METHODS}  # fmt: skip
-    styles = read(STYLES)
+    styles = record(STYLES)
     by_style = {
         m: [[row["style_fidelity"] for row in one[m].values()] for one in styles["styles"].values()] for m in METHODS
     }
@@ -597,13 +579,13 @@ def choose_method():
     return board.fig
 
 
-@shows(records=("benchmark_memory_sd15-random_cuda.json",))
+@shows(records=("benchmark_memory_sd15-random_cuda",))
 def memory_fits():
     """Which method runs on which graphics card, by the memory plan of notebook 17, for Stable Diffusion 1.5."""
     import re
 
     gib, unet, rest, runtime = 2**30, PUBLISHED["dreambooth"], 123_060_480 + 83_653_863, 2**29
-    run = read("benchmark_memory_sd15-random_cuda.json")["rows"][0]
+    run = record("benchmark_memory_sd15-random_cuda")["rows"][0]
     picture = float(re.search(r"activations ([\d.]+)", run["plan"])[1]) * gib / (0.3 * run["pictures"])
     remedies = (("as it is", 1.25, 8, GREEN), ("checkpointing", 0.3, 8, BLUE), ("+ 8-bit Adam", 0.3, 2, ORANGE))
     methods = {"Textual Inversion": (768, 4), "LoRA, rank 4": (PUBLISHED["lora"], 1),
@@ -627,7 +609,7 @@ def memory_fits():
     words = (
         "by the memory plan of notebook 17, a tenth of each card left free; bytes a picture: a run with random weights"
     )
-    board.small(f"{words}, {measured_on('benchmark_memory_sd15-random_cuda.json')}")
+    board.small(f"{words}, {measured_on('benchmark_memory_sd15-random_cuda')}")
     return board.fig
 
 
@@ -645,7 +627,7 @@ def verdicts():
     """All claims of the course with their verdicts."""
     kinds = {"holds": (GREEN, "holds"), "cannot tell": (ORANGE, "cannot tell"), "does not hold": (RED, "does not hold"),
              "not testable here": (GREY, "not testable here")}  # fmt: skip
-    board, claims = Board(4.5), read(CLAIMS)["claims"]
+    board, claims = Board(4.5), record(CLAIMS)["claims"]
     for k, (claim, words) in enumerate(SHORT.items()):
         colour, _ = kinds.get(claims[claim]["verdict"], (GREY, ""))
         x, y = 0.08 + k % 4 * 3.09, 0.1 + k // 4 * 0.6
