@@ -187,7 +187,8 @@ def main() -> None:
             row["target_seconds"] = TARGETS[what]
         print(json.dumps(row), flush=True)
         rows.append(row)
-    result = dict(rows=rows, base=args.base, steps=args.steps, rounds=args.rounds, seed=args.seed, w=W,
+    result = dict(made_by="benchmarks/editing.py", rows=rows, base=args.base, steps=args.steps, rounds=args.rounds,
+                  seed=args.seed, w=W,
                   device=device_name() if on.type != "cuda" else torch.cuda.get_device_name(), torch=torch.__version__,
                   threads=torch.get_num_threads(), date=datetime.date.today().isoformat())  # fmt: skip
     args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

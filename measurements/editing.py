@@ -194,7 +194,8 @@ def sheet(args: argparse.Namespace, batch: list[TrueEdit]) -> None:
 def main() -> None:
     args = arguments()
     bench = Bench(args)
-    setting = dict(edits=args.edits, steps=args.steps, w=W, seed=0) | records.setting_of_model(bench.sd)
+    setting = dict(edits=args.edits, steps=args.steps, w=W, seed=0, made_by="measurements/editing.py")
+    setting |= records.setting_of_model(bench.sd)
     records.start(args.out, setting, "tuning", "methods", fresh=args.fresh)
     if args.tune:
         tune(bench, args, setting)

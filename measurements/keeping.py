@@ -134,7 +134,7 @@ def main() -> None:
     args = arguments()
     args.dtype = args.dtype or "float32"  # an inversion in bfloat16 does not come back
     sd = stable_diffusion.load(args.model, dtype=records.prepare(args))
-    setting = dict(w=W, steps=STEPS, seed=0) | records.setting_of_model(sd)
+    setting = dict(w=W, steps=STEPS, seed=0, made_by="measurements/keeping.py") | records.setting_of_model(sd)
     records.start(args.out, setting, "subjects", fresh=args.fresh)
     scorer = Scorer(sd)
     for name in SUBJECTS:

@@ -111,6 +111,7 @@ def main() -> None:
     args = arguments()
     bench, specs = Bench(args), alone(args.pictures)
     setting = dict(pictures=args.pictures, steps=args.steps, w=W, w_text=W_TEXT, seed=0)
+    setting["made_by"] = "measurements/unclip.py"
     setting |= records.setting_of_model(bench.unclip.sd) | {"text alone": records.setting_of_model(bench.sd)["weights"]}
     records.start(args.out, setting, "parts", fresh=args.fresh)
     for at in range(0, args.pictures, PART):

@@ -21,22 +21,24 @@ def editing() -> str:
     note = (f"Obeyed: the judge reads the new value. Kept: PSNR to the given picture over the pixels that need not "
             f"change, where there are any. Structure: correlation of edges in the object's area with the given "
             f"picture or the right answer, whichever is larger. Intervals over edits (Wilson, Student's t). "
-            f"Seconds leave out the inversion that all but the first rows share. Where there are fewer edits, they are "
-            f"the first ones. Measured by `python measurements/editing.py`: {run['steps']} DDIM steps, "
-            f"w = {run['w']:g}, {run['dtype']}, {run['device']}, {run['date']}.")  # fmt: skip
+            f"Seconds leave out the inversion that the methods share. Measured by `python measurements/editing.py`: "
+            f"{run['steps']} DDIM steps, w = {run['w']:g}, {run['dtype']}, {run['device']}, "
+            f"{run['date']}.")  # fmt: skip
     return table(*rows) + f"\n\n{note}"
 
 
 def inversions() -> str:
     """The error of a picture that is drawn back from its noise, by guidance scale."""
-    found = read("editing.json")["reconstruction"]
+    run = read("editing.json")
+    found = run["reconstruction"]
     scales = list(next(iter(found.values())))
     rows = [("inversion", *(f"w = {float(w):g}" for w in scales), "seconds a picture")]
     for name, by_w in found.items():
         cells = [f"{statistics.mean(by_w[w]['errors']):.4f}" if w in by_w else "" for w in scales]
         rows.append((name, *cells, f"{max(row['seconds_a_picture'] for row in by_w.values()):.1f}"))
     count = len(next(iter(next(iter(found.values())).values()))["errors"])
-    note = f"Root mean square error to what the autoencoder makes of the picture (the range is 2), {count} pictures."
+    note = (f"Root mean square error to what the autoencoder makes of the picture (the range is 2), {count} pictures. "
+            f"Measured by `python measurements/editing.py`: {run['device']}, {run['date']}.")  # fmt: skip
     return table(*rows) + f"\n\n{note}"
 
 
