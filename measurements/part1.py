@@ -5,6 +5,7 @@ in the provenance.json that it wrote. The shipped Toybox-10 model is of another 
 """
 
 import json
+from dataclasses import replace
 
 import torch
 
@@ -26,7 +27,8 @@ def right(row: dict) -> Estimate:
 
 def findings() -> list[Finding]:
     """C1 of the first and last save of that training, C2 of both data sets, C3 of w = 1 and w = 3 on CIFAR-10."""
-    curve = json.loads((RESULTS / "ddpm_toybox10_curve.json").read_text(encoding="utf-8"))["curve"]
+    training = json.loads((RESULTS / "ddpm_toybox10_curve.json").read_text(encoding="utf-8"))
+    curve = training["curve"]
     models = [
         json.loads((RESULTS / f"ddpm_{name}.json").read_text(encoding="utf-8")) for name in ("cifar10", "toybox10")
     ]
@@ -38,8 +40,10 @@ def findings() -> list[Finding]:
         gaps.append(statistics.jackknife(model["other"]["frechet"] - own["frechet"], left_out))
     weak, strong = (next(row for row in models[0]["guidance"] if row["w"] == w) for w in (1, 3))
     spreads = [torch.tensor(row["diversity_by_class"]) for row in (weak, strong)]
-    return [
+    found = [
         rules_models.c1(*losses, distance(curve[0]), distance(curve[-1])),
         rules_models.c2(gaps),
         rules_models.c3(statistics.difference(right(strong), right(weak)), statistics.paired(*spreads)),
     ]
+    devices = (record["device"] for record in (training, models[0], models[0]))
+    return [replace(one, device=device) for one, device in zip(found, devices, strict=True)]

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,14 +19,14 @@ def findings(folder: Path = RESULTS) -> list[Finding]:
     there = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.is_file()}
     found = []
     if whole(there.get("unclip", {}), "parts", ("variations", "prior", "text alone")):
-        found.append(
-            rules_editing.c5(*(by_picture(there["unclip"], name) for name in ("variations", "prior", "text alone")))
-        )
+        one = rules_editing.c5(*(by_picture(there["unclip"], name) for name in ("variations", "prior", "text alone")))
+        found.append(replace(one, device=there["unclip"]["device"]))
     if whole(there.get("editing", {}), "methods", rules_editing.METHODS) and "reconstruction" in there["editing"]:
         rows = {name: by_picture(there["editing"], name, "methods") for name in there["editing"]["methods"]}
-        found.append(rules_editing.c6(rows, errors(there["editing"])))
+        found.append(replace(rules_editing.c6(rows, errors(there["editing"])), device=there["editing"]["device"]))
     if "keeping" in there and "gan" in there["keeping"]:
-        found += [rules_editing.c7(by_subject(there["keeping"])), rules_methods.c9(**for_c9(there["keeping"]))]
+        both = rules_editing.c7(by_subject(there["keeping"])), rules_methods.c9(**for_c9(there["keeping"]))
+        found += [replace(one, device=there["keeping"]["device"]) for one in both]
     return found
 
 

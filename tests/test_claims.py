@@ -344,10 +344,12 @@ def test_a_notebook_prints_what_the_record_keeps(tmp_path):
     assert str(found).startswith("C10, CANNOT TELL: DreamBooth") and "Why: too few" in str(found)
     entry = json.loads(json.dumps(found.as_dict()))
     assert entry["values"] == {"gain": dict(value=0.1, low=-0.1, high=0.3, n=4)}
-    entries = {"C10": entry, "C1": claims.not_yet("C1").as_dict()}
+    elsewhere = Finding("C3", "holds", "+0.2", device="another device").as_dict()
+    entries = {"C10": entry, "C1": claims.not_yet("C1").as_dict(), "C3": elsewhere}
     path.write_text(json.dumps(dict(seed=0, device="CPU", date="2026-01-01", claims=entries)))
     said = claims.verdict("C10", path)
-    assert said.startswith(str(found)) and "2026-01-01" in said
+    assert said.startswith(str(found)) and "seed 0, CPU, 2026-01-01" in said
+    assert "seed 0, another device, 2026-01-01" in claims.verdict("C3", path)
     assert "not in the record" in claims.verdict("C1", path) and "not in the record" in claims.verdict("C2", path)
     assert "not in the record" in claims.verdict("C10", tmp_path / "none.json")
 

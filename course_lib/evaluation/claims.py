@@ -46,6 +46,7 @@ class Finding:
     measured: str
     values: dict = field(default_factory=dict)
     why: str = ""
+    device: str = ""  # of the record that it follows from, where that is one of its own
 
     def __str__(self) -> str:
         lines = [f"{self.name}, {self.verdict.upper()}: {CLAIMS[self.name]['claim']}", f"Measured: {self.measured}"]
@@ -56,7 +57,8 @@ class Finding:
         """For the record, with the claim's sentence and place."""
         place = {key: value for key, value in CLAIMS[self.name].items() if key != "short"}
         values = {k: v.as_dict() if isinstance(v, Estimate) else v for k, v in self.values.items()}
-        return place | dict(verdict=self.verdict, measured=self.measured, why=self.why, values=values)
+        entry = place | dict(verdict=self.verdict, measured=self.measured, why=self.why, values=values)
+        return entry | (dict(device=self.device) if self.device else {})
 
 
 def not_yet(name: str) -> Finding:
@@ -81,9 +83,8 @@ def verdict(name: str, path: str | Path | None = None) -> str:
     if claim is None or claim["verdict"] == NOT_YET:
         return f"{name}: not in the record of the full measurement yet"
     found = Finding(name, claim["verdict"], claim["measured"], why=claim["why"])
-    return (
-        f"{found}\n(the full measurement, `make claims`: seed {record['seed']}, {record['device']}, {record['date']})"
-    )
+    device = claim.get("device", record["device"])
+    return f"{found}\n(the full measurement, `make claims`: seed {record['seed']}, {device}, {record['date']})"
 
 
 def against_record(live: Finding, path: str | Path | None = None) -> str:
