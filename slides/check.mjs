@@ -1,5 +1,5 @@
 // Look at every slide of a built deck in a browser: nothing leaves the slide or lies on the footer, no figure is tiny,
-// no words are smaller than 18 pixels of a slide 1280 wide.
+// no words are smaller than 18 pixels of a slide 1280 wide. Beside each deck a contact sheet of its slides is left.
 //   CHROME_PATH=/usr/bin/chromium node slides/check.mjs build/slides/seminar.en.bare.html ...
 import path from 'node:path';
 import { pathToFileURL } from 'node:url';
@@ -30,9 +30,13 @@ for (const file of process.argv.slice(2)) {
         if (part.scrollWidth > part.clientWidth + 2 && part.clientWidth) say(`<${part.tagName.toLowerCase()}> is too wide`);
       }
       for (const image of slide.querySelectorAll('img')) {
-        const high = image.getBoundingClientRect().height / scale;
+        const box = image.getBoundingClientRect();
+        const high = box.height / scale;
+        // board.py draws 190 dots an inch and small print of 11 points, 29 dots high.
+        const print = 29 * Math.min(box.width / image.naturalWidth, box.height / image.naturalHeight) / scale;
         if (!image.complete || !image.naturalWidth) say(`the picture ${image.getAttribute('src').slice(0, 40)} is missing`);
         else if (high < 150) say(`a picture is ${high.toFixed(0)} pixels high`);
+        else if (print < 12) say(`the picture is so small that its small print is ${print.toFixed(1)} pixels high`);
       }
       for (const part of slide.querySelectorAll('h1, h2, p:not(.source), li, td, th, pre')) {
         const size = parseFloat(getComputedStyle(part).fontSize);
@@ -44,6 +48,14 @@ for (const file of process.argv.slice(2)) {
   });
   for (const line of found) console.error(`${path.basename(file)}: ${line}`);
   wrong += found.length;
+  // All slides on one picture, five beside each other: five pages of 384 by 216 make a row.
+  await page.setViewport({ width: 1952, height: 200 });
+  await page.addStyleTag({
+    content: `body { display: grid !important; grid-template-columns: repeat(5, 384px); align-content: start; gap: 6px; padding: 4px; background: #888 }
+      body svg[data-marpit-svg] { width: 384px !important; height: 216px !important; margin: 0 !important }`,
+  });
+  const sheet = file.replace(/(\.bare)?\.html$/, '.contact.png');
+  await page.screenshot({ path: sheet, fullPage: true });
   await page.close();
 }
 await browser.close();

@@ -71,28 +71,34 @@ def named_papers(language: str) -> str:
     return "\n".join(lines)
 
 
+@cache
+def environment(language: str) -> jinja2.Environment:
+    """What the templates can call: the numbers of data/results, and papers as links."""
+    measured = Measured(language)
+    found = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=False, autoescape=False)
+    found.globals.update({name: getattr(measured, name) for name in dir(Measured) if not name.startswith("_")})
+    found.globals.update(paper=linked, named_papers=lambda: named_papers(language))
+    return found
+
+
+def filled(name: str, language: str) -> dict[str, str]:
+    """title, notes and so on of a slide, with its numbers."""
+    return {key: environment(language).from_string(text.strip()).render() for key, text in slide(name)[language].items()}
+
+
 def markdown(deck: str, language: str) -> str:
     """The whole deck for Marp."""
-    measured = Measured(language)
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=False, autoescape=False)
-    calls = {name: getattr(measured, name) for name in dir(Measured) if not name.startswith("_")}
-    environment.globals.update(calls, paper=linked, named_papers=lambda: named_papers(language))
-
-    def filled(text: str) -> str:
-        return environment.from_string(text.strip()).render()
-
-    page = environment.from_string((HERE / "slide.md.jinja").read_text(encoding="utf-8"))
-    known, about = papers(), decks()[deck]
+    measured, known, about = Measured(language), papers(), decks()[deck]
+    page = environment(language).from_string((HERE / "slide.md.jinja").read_text(encoding="utf-8"))
     pages = []
     for number, name in enumerate(about["slides"], 1):
         one = slide(name)
-        said = {key: filled(text) for key, text in one[language].items()}
         links = [known[key] for key in one.get("papers", ())]
         verdicts = [(claim, measured.verdict(claim)) for claim in one.get("claims", ())]
         about_page = {"class": "", "skip": False, "notebook": "", **one, "links": links}
         about_page |= {"first": number == 1, "language": language, "live": name in about.get("live", ())}
-        pages.append(page.render(**about_page, **said, verdicts=verdicts))
-    front = environment.from_string((HERE / "front.md.jinja").read_text(encoding="utf-8"))
+        pages.append(page.render(**about_page, **filled(name, language), verdicts=verdicts))
+    front = environment(language).from_string((HERE / "front.md.jinja").read_text(encoding="utf-8"))
     return front.render(title=about[language], language=language) + "\n---\n".join(f"\n{page}\n" for page in pages)
 
 

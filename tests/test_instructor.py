@@ -23,7 +23,7 @@ GUIDES = {
 NOTEBOOKS = {
     path.name[:2]: nbformat.read(path, as_version=4) for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 }
-KNOWN_DECKS = set(deck.decks()) | {"seminar", "part1", "part2", "part3", "part4"}
+KNOWN_DECKS = set(deck.decks())
 LEVELS = {"en": ("easy", "medium", "hard"), "ko": ("쉬움", "보통", "어려움")}
 NUMBERS = r"\d+\.\d+"
 # Versions may be written; anything else with a decimal point, a per cent sign or an interval looks measured.

@@ -22,7 +22,7 @@ NAMES = sorted(path.stem for path in (SLIDES / "src").glob("*.yaml"))
 DECKS = deck.decks()
 ROWS = ["1.1", "1.2", "1.3", "1.4", "1.5", "1.6", "1.7", "2.1", "2.2", "2.3", "3.1", "3.2", "3.3", "3.4",
         "4.1", "4.2", "4.3", "4.4", "4.5", "4.6", "5.1", "5.2"]  # fmt: skip
-LENGTHS = {"seminar": (45, 55)}  # of all other decks: 9 to 36
+LENGTHS = {"seminar": (45, 55)}  # of all other decks: 15 to 20
 # Marp reads these words in an alt text as picture filters and drops them.
 MARP_WORDS = {"blur", "brightness", "contrast", "grayscale", "invert", "opacity", "saturate", "sepia", "bg", "fit"}
 # A number with a decimal point, a per cent sign or an interval looks measured. Settings and papers may be named.
@@ -59,6 +59,16 @@ def test_no_measured_number_is_typed(name, language):
     for text in words_of(name, language):
         typed = MEASURED.findall(TOLD.sub("", text))
         assert not typed, f"{typed}: take it from data/results with {{{{ of(...) }}}} or {{{{ record(...) }}}}"
+
+
+@slides
+@languages
+def test_what_is_to_be_said_fits_the_minutes(name, language):
+    """At a calm pace: 140 English words a minute, or 350 Korean letters. Questions and live parts have time beside."""
+    notes = deck.filled(name, language)["notes"].splitlines()
+    said = " ".join(line for line in notes if not line.startswith(("Question: ", "Live: ", "질문: ", "실습: ")))
+    needed = len(said.split()) / 140 if language == "en" else len("".join(said.split())) / 350
+    assert needed <= deck.slide(name)["minutes"], f"{needed:.2f} minutes; shorten the notes, or give them more minutes"
 
 
 @slides
@@ -116,7 +126,7 @@ def test_a_deck_can_be_written(name, language):
 def test_length_and_minutes(name):
     names = DECKS[name]["slides"]
     assert len(set(names)) == len(names)
-    low, high = LENGTHS.get(name, (9, 36))
+    low, high = LENGTHS.get(name, (15, 20))
     assert low <= len(names) <= high
 
 
