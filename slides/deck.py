@@ -83,7 +83,8 @@ def environment(language: str) -> jinja2.Environment:
 
 def filled(name: str, language: str) -> dict[str, str]:
     """title, notes and so on of a slide, with its numbers."""
-    return {key: environment(language).from_string(text.strip()).render() for key, text in slide(name)[language].items()}
+    texts, fill = slide(name)[language], environment(language).from_string
+    return {key: fill(text.strip()).render() for key, text in texts.items()}
 
 
 def markdown(deck: str, language: str) -> str:
