@@ -102,6 +102,16 @@ def test_an_unknown_profile_is_refused_before_anything_runs(tmp_path):
     )
 
 
+def test_a_row_has_the_slowest_cell_of_each_section(tmp_path):
+    nb = nbformat.v4.new_notebook()
+    code, text = nbformat.v4.new_code_cell, nbformat.v4.new_markdown_cell
+    slow = [code("import time; time.sleep(1.2)"), code("time.sleep(1.6)"), code("1")]
+    nb.cells = [text("# Title\n\n## First part"), *slow, text("words"), text("## Second"), code("2")]
+    nbformat.write(nb, tmp_path / "01_slow.ipynb")
+    row = run_course.run_notebook(tmp_path / "01_slow.ipynb", "01", tmp_path / "build", False, set())
+    assert row["ok"] and list(row["slowest"]) == ["First part"] and 1.6 <= row["slowest"]["First part"] < 10
+
+
 def test_the_expected_time_is_that_of_the_record(monkeypatch):
     rows = [{"notebook": "01_a.ipynb", "seconds": 100.0}, {"notebook": "02_b.ipynb", "seconds": 205.0}]
     monkeypatch.setattr(run_course, "recorded", lambda profile: {"device": "CPU, 2 cores", "notebooks": rows})

@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import sys
 import threading
 import time
@@ -25,10 +26,23 @@ from course_lib import environment
 REPO = Path(__file__).resolve().parents[1]
 
 
+def sections(nb):
+    """For each cell the heading it stands under, without its marks."""
+    heading, found = "", []
+    for cell in nb.cells:
+        if cell.cell_type == "markdown":
+            heading = ([heading] + re.findall(r"^##+ (.+)$", cell.source, flags=re.MULTILINE))[-1].strip()
+        found.append(heading)
+    return found
+
+
 def run_notebook(path, label, build, write, pages):
-    """Executes one notebook and writes its page, with `write` its outputs too; returns its row of the summary."""
+    """Executes one notebook and writes its page, with `write` its outputs too; returns its row of the summary.
+
+    `slowest` of a row: for each section the seconds of its slowest cell, where that is more than a second.
+    """
     peak, done, start = [0], threading.Event(), time.perf_counter()
-    row = {"notebook": path.name, "ok": False, "seconds": 0.0, "peak_mib": 0}
+    row = {"notebook": path.name, "ok": False, "seconds": 0.0, "peak_mib": 0, "slowest": {}}
     try:
         nb = nbformat.read(path, as_version=4)
     except Exception as problem:
@@ -41,7 +55,16 @@ def run_notebook(path, label, build, write, pages):
     watcher.start()
     try:
         with tqdm(total=sum(bool(c.source.strip()) for c in nb.cells if c.cell_type == "code"), desc=label) as bar:
-            client.on_cell_complete = lambda **_: bar.update()
+            headings, began = sections(nb), {}
+
+            def executed(cell_index, **_):
+                seconds = round(time.perf_counter() - began[cell_index], 1)
+                if seconds > max(1, row["slowest"].get(headings[cell_index], 0)):
+                    row["slowest"][headings[cell_index]] = seconds
+                bar.update()
+
+            client.on_cell_start = lambda cell_index, **_: began.update({cell_index: time.perf_counter()})
+            client.on_cell_executed = executed  # on_cell_complete is called before the kernel has answered
             problem = execute(client, path.parent)
     finally:
         done.set()
