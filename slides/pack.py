@@ -1,4 +1,4 @@
-"""Put the pictures of a built deck into its HTML, and look that it fetches nothing when it is opened.
+"""Put the pictures of a built deck into its HTML, its controls into the footer, and look that it fetches nothing.
 
     python slides/pack.py build/slides/seminar.en.md
 
@@ -11,6 +11,15 @@ import sys
 from pathlib import Path
 
 IMAGE = re.compile(r"!\[([^\]]*)\]\(([^)\s]+)\)")
+
+# Marp lays its controls over the slide while the mouse moves. Here they stay within the footer, the last 36 of 720 pixels,
+# which check.mjs keeps clear of all else.
+CONTROLS = """<style>
+.bespoke-marp-parent > .bespoke-marp-osc { bottom: 0 !important; left: 0 !important; transform: none !important;
+  padding: 0.4vh 1vh !important; border-radius: 0 1vh 0 0 !important; font-size: 2.2vh !important; }
+.bespoke-marp-parent > .bespoke-marp-osc > button { width: 3.6vh !important; height: 3.6vh !important; }
+.bespoke-marp-parent > .bespoke-marp-osc > span { min-width: 10vh !important; }
+</style>"""
 
 
 def images(deck: Path) -> list[tuple[str, Path]]:
@@ -34,13 +43,14 @@ def external(html: str) -> list[str]:
 
 
 def pack(deck: Path) -> str:
-    """Inline the pictures of a deck's HTML. Returns a line about the files; SystemExit if something is left outside."""
+    """Inline the pictures of a deck's HTML, move its controls. Returns a line about the files; SystemExit if something is left outside."""
     page, pdf = deck.with_suffix(".html"), deck.with_suffix(".pdf")
     html = page.read_text(encoding="utf-8")
     for _, file in images(deck):
         name = file.relative_to(deck.parent).as_posix()
         data = "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()
         html = html.replace(f'src="{name}"', f'src="{data}"')
+    html = html.replace("</head>", f"{CONTROLS}</head>", 1)
     left = external(html)
     if left:
         raise SystemExit(f"{page.name} would fetch something when it is opened: {left[:3]}")
