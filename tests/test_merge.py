@@ -215,6 +215,12 @@ def test_what_does_not_fit_together_is_refused(sd, concepts):
         assert_untouched(sd, before)
 
 
+def test_a_concept_inside_another_is_refused_with_the_way_out(sd, concepts):
+    message = r"applied to this model already, give all of them to one call$"
+    with applied(sd, concepts[0]), pytest.raises(ValueError, match=message), applied(sd, concepts[1]):
+        pytest.fail("the block was entered")
+
+
 def test_a_concept_of_another_model_is_refused(sd, concepts):
     other = build(1)
     message = r"^concept: expected one that was trained on this model, 'random', got one of 'random' with other weights"

@@ -419,6 +419,20 @@ def test_the_clock_saves_and_stops(tmp_path, monkeypatch):
     assert json.loads(run.log.read_text().splitlines()[-1]) == {"step": 8, "minutes": 2.67, "seen": 8}
 
 
+def test_by_the_clock_the_minutes_are_those_of_the_whole_run(tmp_path, monkeypatch):
+    """A resumed run must not train on at the rate 0; with more minutes it goes on."""
+    now = [0.0]
+    monkeypatch.setattr(run_module, "time", SimpleNamespace(time=lambda: now[0]))
+
+    def pass_time(step):
+        now[0] += 20
+
+    for minutes, steps in ((1, 4), (1, 5), (2, 7)):  # a call takes one step at least
+        run = new_run(tmp_path, minutes=minutes, by_clock=True)
+        run.train(regression(run, before=pass_time))
+        assert run.step == steps
+
+
 @pytest.mark.parametrize("save_every", [NEVER, -1])
 def test_a_loss_that_is_not_a_number_ends_the_run(tmp_path, save_every):
     """The saved state is the last good one, however often the run saves."""

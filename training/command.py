@@ -33,7 +33,8 @@ def common_arguments(parser: argparse.ArgumentParser, out: str, batch_size: int,
         add("--cooldown", type=float, default=0.3, help="share of the steps over which the learning rate falls to 0 "
             "(default 0.3)")  # fmt: skip
         add("--by-clock", action="store_true", help="the learning rate falls towards --minutes, not towards --steps: "
-            "for a machine of unknown speed; a run that is resumed is then no longer the same bit for bit")  # fmt: skip
+            "for a machine of unknown speed. --minutes then counts the whole run, also when it is resumed, and the "
+            "resumed run is not the same bit for bit")  # fmt: skip
     add("--batch-size", type=int, default=batch_size, help=f"pictures per step and process (default {batch_size})")
     add("--lr", type=float, default=lr, help=f"highest learning rate (default {lr})")
     add("--ema", type=float, default=0.998, help="decay of the averaged weights (default %(default)s; 0: no average)")

@@ -133,7 +133,8 @@ def check_base(sd: StableDiffusion, concept: Concept) -> None:
         return
     if not same_model(fingerprint(sd), concept.fingerprint):
         raise ValueError(f"concept: expected one that was trained on this model, {sd.name!r}, got one of "
-                         f"{concept.base!r} with other weights; load that model, or train it anew")  # fmt: skip
+                         f"{concept.base!r} with other weights; load that model, or train it anew. If a "
+                         "concept is applied to this model already, give all of them to one call")  # fmt: skip
 
 
 @contextlib.contextmanager
