@@ -12,8 +12,8 @@ from pathlib import Path
 
 IMAGE = re.compile(r"!\[([^\]]*)\]\(([^)\s]+)\)")
 
-# Marp lays its controls over the slide while the mouse moves. Here they stay within the footer, the last 36 of 720 pixels,
-# which check.mjs keeps clear of all else.
+# Marp lays its controls over the slide while the mouse moves. Here they stay within the footer, the last 36 of 720
+# pixels, which check.mjs keeps clear of all else.
 CONTROLS = """<style>
 .bespoke-marp-parent > .bespoke-marp-osc { bottom: 0 !important; left: 0 !important; transform: none !important;
   padding: 0.4vh 1vh !important; border-radius: 0 1vh 0 0 !important; font-size: 2.2vh !important; }
@@ -43,7 +43,10 @@ def external(html: str) -> list[str]:
 
 
 def pack(deck: Path) -> str:
-    """Inline the pictures of a deck's HTML, move its controls. Returns a line about the files; SystemExit if something is left outside."""
+    """Inline the pictures of a deck's HTML and move its controls.
+
+    Returns a line about the files; SystemExit if something is left outside.
+    """
     page, pdf = deck.with_suffix(".html"), deck.with_suffix(".pdf")
     html = page.read_text(encoding="utf-8")
     for _, file in images(deck):
