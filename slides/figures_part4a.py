@@ -1,17 +1,18 @@
 """The figures of Part 4, first half: the task, Textual Inversion, DreamBooth, LoRA."""
 
+from dataclasses import replace
 from functools import lru_cache
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from board import GREY, STYLE, Board, W, generator, shows, size, small_print
-from PIL import Image
+from PIL import Image, ImageFilter
 from recorded import SUBJECTS, mean_score, record, rows, toybox
 from torch import Tensor
 
 from course_lib.cli.methods import METHODS
-from course_lib.data.pictures import open_images, to_tensor
+from course_lib.data.pictures import captions_beside, open_images, to_tensor
 from course_lib.editing.gan import gan_inversion, load_gan
 from course_lib.editing.inversion import invert, redraw
 from course_lib.environment import REPOSITORY, RESULTS, device_name
@@ -21,6 +22,7 @@ from course_lib.personalization import dreambooth
 from course_lib.personalization.finetune import finetune
 from course_lib.plots import BLACK, BLUE, GREEN, ORANGE, PINK, RED, SKY
 from course_lib.toybox import subjects
+from course_lib.toybox.world import render
 
 FROZEN, TRAINED = "#e6e9ec", "#f2b544"  # fill of a weight; both are read by the words on them, and by the edge
 COLOURS = dict(zip(SUBJECTS, (BLUE, RED, GREEN, ORANGE, PINK, SKY)))
@@ -68,6 +70,59 @@ def learn(sd: StableDiffusion, recipe) -> None:
         pass
 
 
+# ---- opening and end ----
+
+
+@shows(records=("personalization", "personalization_tiles.png"))
+def title_part4a():
+    """Biscuit's five pictures, and the recorded first samples of all new scenes by the three methods."""
+    board, side, pitch, left = Board(3.72), 0.97, 1.03, 5.16
+    board.text(0.05, 0.2, "five pictures", 17, ha="left")
+    for k, picture in enumerate(views("biscuit")):
+        board.tile(0.05 + k % 2 * pitch, 0.42 + k // 2 * pitch, side, picture[None])
+    for c, scene in enumerate(SCENES):
+        board.text(left + c * pitch + side / 2, 0.2, scene, 16, GREY)
+    trains = {"textual_inversion": "a word", "dreambooth": "all weights", "lora": "thin matrices"}
+    for r, (method, what) in enumerate(trains.items()):
+        y = 0.42 + r * pitch + side / 2
+        words = METHODS[method].title.replace(" ", "\n")
+        board.arrow((2.2, 0.42 + pitch + side / 2), (3.3, y), BLUE)
+        board.text(left - 0.12, y, f"{words}\n({what})", 15, ha="right")
+        for c in range(len(SCENES)):
+            board.tile(left + c * pitch, y - side / 2, side, strips()[f"biscuit {method} 0"][c])
+    r = record("personalization")
+    board.small(f"first sample of the first training, all {len(SCENES)} new scenes, not picked · w = {r['w']:g}, "
+                f"{r['steps']} steps · {r['device']}, {r['date']}")  # fmt: skip
+    return board.fig
+
+
+@shows()
+def next_part4a():
+    """The second half, a panel each: which weights, two subjects in one picture, faces and styles."""
+    board, side = Board(3.7), 1.84
+    heads = (("which weights must change?", BLUE, 1.97), ("two subjects in one picture", GREEN, 6.3),
+             ("faces, styles, and a choice", ORANGE, 10.55))  # fmt: skip
+    for words, colour, x in heads:
+        board.text(x, 0.25, words, 18, colour)
+    Model(board, 0.05, 0.72, 0.315, "custom_diffusion", words=False)
+    board.text(1.97, 2.9, "Custom Diffusion:\nkeys and values, and a word", 16)
+    for k, scene in enumerate(("in the snow", "on the moon")):
+        board.tile(4.43 + k * 1.9, 0.6, side, together("biscuit", "tilly", scene))
+    board.text(6.3, 2.9, "“a $S_1$ dog next to\na $S_2$ teapot …”", 16)
+    for k, name in enumerate(("matteo", "linnea", "chalk", "riso")):
+        board.tile(9.63 + k % 2 * 0.95, 0.6 + k // 2 * 0.95, 0.89, views(name)[:1])
+    board.text(10.55, 2.9, "which method for\nwhich purpose?", 16)
+    board.small("the tasks, not results: pictures by the renderer")
+    return board.fig
+
+
+def together(one: str, other: str, scene: str) -> np.ndarray:
+    """Two subjects beside each other, by the renderer."""
+    left, right = (subjects.SUBJECTS[name].spec(seed=0, scene=scene) for name in (one, other))
+    beside = replace(right, x=0.74, y=0.71, size=0.48, flip=True)
+    return render(replace(left, relation="next to", other=beside, x=0.27, y=0.7, size=0.5), 160)
+
+
 # ---- the task ----
 
 
@@ -90,6 +145,40 @@ def personalization_task():
     for k, (words, score, colour) in enumerate(goals):
         board.box(0.1 + k * 4.12, 3.55, 3.95, 1.2, f"{words}\n→ {score}", colour, 18)
     board.small("The task, not a result: all pictures are drawn by the renderer of the Toybox world")
+    return board.fig
+
+
+@shows()
+def pictures_and_captions():
+    """Tilly's five pictures with their captions; below, pictures that should not be taken. All by the renderer."""
+    board, tilly, side, pitch = Board(5.3), subjects.SUBJECTS["tilly"], 1.62, 2.5
+    captions = captions_beside(REPOSITORY / "data" / "subjects" / "tilly")
+    board.text(0.1, 0.22, "place, size and side change; the caption names all but the subject", 19, BLUE, ha="left")
+    for k, (picture, caption) in enumerate(zip(views("tilly"), captions, strict=True)):
+        x = 0.38 + k * pitch
+        board.tile(x, 0.5, side, picture[None])
+        gap, scene = caption.split(" {} ")
+        board.text(x + side / 2, 2.33, f"“{gap} {{}}", 16)
+        board.text(x + side / 2, 2.62, f"{scene}”", 17, BLUE)
+    board.text(0.1, 3.14, "better left out", 19, RED, ha="left")
+    room = tilly.spec(seed=3, scene="in a room")
+    poses = ((0.36, 0.6, False), (0.62, 0.66, True), (0.48, 0.72, False))
+    same = [replace(room, x=x, y=0.95 - size / 2, size=size, flip=flip) for x, size, flip in poses]
+    cut = replace(tilly.spec(seed=1, scene="in the city"), x=0.98, size=0.8)
+    small_one = replace(tilly.spec(seed=1, scene="in a meadow"), size=0.2)
+    blurred = Image.fromarray(render(tilly.spec(seed=4, scene="on the beach"), 160)).filter(ImageFilter.GaussianBlur(7))
+    groups = (("the same room in all", [render(spec, 160) for spec in same]),
+              ("cut off", [render(cut, 160)]), ("too small", [render(small_one, 160)]),
+              ("blurred", [np.asarray(blurred)]))  # fmt: skip
+    x = 0.38
+    for words, pictures in groups:
+        wide = len(pictures) * 1.36 - 0.06
+        for picture in pictures:
+            board.tile(x, 3.4, 1.3, picture)
+            x += 1.36
+        board.text(x - 0.06 - wide / 2, 4.9, words, 17, RED)
+        x += 1.12
+    board.small("rules of practice, not a measurement: all pictures are drawn by the renderer")
     return board.fig
 
 
@@ -203,6 +292,14 @@ class Model:
                 self.say(1.52, 0.95 + 8 * 0.27 + 0.2, "$S_*$", 17, ha="left")
 
 
+def legend(board: Board, x: float, y: float, dx: float = 0, dy: float = 0) -> None:
+    """What the two colours of a weight mean; dx, dy: from the first to the second."""
+    for k, (fill, edge, words) in enumerate(((TRAINED, BLACK, "trained"), (FROZEN, "#9aa3ad", "frozen"))):
+        left, top = x + k * dx, y + k * dy
+        board.ax.add_patch(plt.Rectangle((left, top), 0.32, 0.24, facecolor=fill, edgecolor=edge))
+        board.text(left + 0.45, top + 0.13, words, 15, ha="left")
+
+
 def numbers(method: str) -> str:
     """How much a method trains, from the record."""
     row, unet = cost(method), cost("dreambooth")["parameters"]
@@ -219,9 +316,7 @@ def trained(method: str):
     """The model with what one method trains."""
     board = Board(4.95)
     Model(board, 0, 0.06, 1, method)
-    for k, (fill, edge, words) in enumerate(((TRAINED, BLACK, "trained"), (FROZEN, "#9aa3ad", "frozen"))):
-        board.ax.add_patch(plt.Rectangle((10.3, 3.6 + k * 0.35), 0.32, 0.24, facecolor=fill, edgecolor=edge))
-        board.text(10.75, 3.73 + k * 0.35, words, 15, ha="left")
+    legend(board, 10.3, 3.6, dy=0.35)
     board.text(W - 0.05, 4.62, numbers(method), 18, ha="right")
     board.small(
         "the Toybox UNet; a level of its right side holds two such blocks; biases, normalisation and the frozen "
@@ -257,12 +352,13 @@ def trained_lora():
 @shows(records=("personalization",))
 def trained_by_each():
     """The four methods side by side."""
-    board = Board(5.3)
+    board = Board(5.55)
     for k, method in enumerate(("textual_inversion", "dreambooth", "custom_diffusion", "lora")):
         x, y = k % 2 * 6.3, k // 2 * 2.6
         board.text(x + 0.05, y + 0.18, METHODS[method].title, 19, BLUE, ha="left")
         board.text(x + 6.05, y + 0.18, f"{cost(method)['parameters']:,} numbers", 17, ha="right")
         Model(board, x, y + 0.3, 0.49, method, words=False)
+    legend(board, 9.85, 5.25, dx=1.35)
     return board.fig
 
 
@@ -323,7 +419,7 @@ def image_or_concept():
     for k, index in enumerate((0, 3, 5)):
         prompt, fields = asked[index]
         board.tile(7.4 + k * 1.67, 3.05, 1.5, one.render(one.spec(seed=0, **fields)))
-        board.text(8.15 + k * 1.67, 4.74, prompt.replace("a photo of a {}", "$S_*$"), 15)
+        board.text(8.15 + k * 1.67, 4.74, prompt.replace("a photo of a {} ", ""), 16)
     board.small("what each looks for, not a result: all pictures are drawn by the renderer")
     return board.fig
 
@@ -528,8 +624,8 @@ def diversity_lost():
                 ax.plot((0, 1), pair, color=COLOURS[name], marker=MARKS[name], markersize=11, linewidth=2.5,
                         label=f"{name.title()}, a {subjects.SUBJECTS[name].noun}")  # fmt: skip
             ax.set_xticks((0, 1), ("untouched", "DreamBooth,\nλ = 0"))
-            ax.set(xlim=(-0.2, 1.2), title=title)
-            ax.set_ylim(0, None)
+            ax.set(xlim=(-0.3, 1.3), title=title)
+            ax.set_ylim(0, 26)
         axes[0].set_ylabel("distance of two samples")
         axes[1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=15)
         small_print(fig, about_methods("features of the judge; zero: all samples alike"))
