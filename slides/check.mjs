@@ -14,6 +14,7 @@ for (const file of process.argv.slice(2)) {
   const page = await browser.newPage();
   await page.setViewport({ width: 1280, height: 720 });
   await page.goto(pathToFileURL(path.resolve(file)).href, { waitUntil: 'load' });
+  await page.evaluate(() => document.fonts.ready.then(() => undefined));
   const found = await page.evaluate(() => {
     const problems = [];
     document.querySelectorAll('section').forEach((slide, index) => {
@@ -51,11 +52,12 @@ for (const file of process.argv.slice(2)) {
   // All slides on one picture, five beside each other: five pages of 384 by 216 make a row.
   await page.setViewport({ width: 1952, height: 200 });
   await page.addStyleTag({
-    content: `body { display: grid !important; grid-template-columns: repeat(5, 384px); align-content: start; gap: 6px; padding: 4px; background: #888 }
+    content: `html, body { height: auto !important; overflow: visible !important }
+      body { display: grid !important; grid-template-columns: repeat(5, 384px); align-content: start; gap: 6px; padding: 4px; background: #888 }
       body svg[data-marpit-svg] { width: 384px !important; height: 216px !important; margin: 0 !important }`,
   });
-  const sheet = file.replace(/(\.bare)?\.html$/, '.contact.png');
-  await page.screenshot({ path: sheet, fullPage: true });
+  await page.setViewport({ width: 1952, height: await page.evaluate(() => document.body.scrollHeight) });
+  await page.screenshot({ path: file.replace(/(\.bare)?\.html$/, '.contact.png') });
   await page.close();
 }
 await browser.close();
