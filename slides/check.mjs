@@ -30,6 +30,13 @@ for (const file of process.argv.slice(2)) {
         if (right > 1270) say(`<${part.tagName.toLowerCase()}> ends at ${right.toFixed(0)} of 1280 pixels`);
         if (part.scrollWidth > part.clientWidth + 2 && part.clientWidth) say(`<${part.tagName.toLowerCase()}> is too wide`);
       }
+      const [links, footer] = ['p.source', 'footer'].map((name) => {
+        const words = document.createRange();
+        if (!slide.querySelector(name)) return null;
+        words.selectNodeContents(slide.querySelector(name));
+        return words.getBoundingClientRect();
+      });
+      if (links && footer && links.left < footer.right + 8 * scale) say('the links lie on the footer');
       for (const image of slide.querySelectorAll('img')) {
         const box = image.getBoundingClientRect();
         const high = box.height / scale;
