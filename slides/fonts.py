@@ -14,9 +14,7 @@ from fontTools.ttLib import TTFont
 HERE = Path(__file__).parent
 FONTS = HERE / "node_modules" / "@expo-google-fonts" / "nanum-gothic"  # Nanum Gothic, SIL Open Font License 1.1
 NAME = "Slides Korean"
-# Hangul and its punctuation alone, so that the font can stand first: further back in the list Chromium keeps the first
-# words of a deck in the font that it had before this one was read, as empty boxes where no other has Hangul.
-RANGE = "U+1100-11FF, U+3000-318F, U+AC00-D7A3"
+KOREAN = "U+1100-11FF, U+3000-9FFF, U+AC00-D7AF, U+FF00-FFEF"  # all other signs come from the theme's other fonts
 FACES = {400: "400Regular/NanumGothic_400Regular.ttf", 700: "700Bold/NanumGothic_700Bold.ttf"}
 
 
@@ -40,7 +38,7 @@ def cut(path: Path, letters: str) -> bytes:
 def theme(text: str) -> str:
     """theme.css with the font of these letters."""
     faces = [
-        f'@font-face {{ font-family: "{NAME}"; font-weight: {weight}; unicode-range: {RANGE}; '
+        f'@font-face {{ font-family: "{NAME}"; font-weight: {weight}; unicode-range: {KOREAN}; '
         f"src: url(data:font/woff;base64,{base64.b64encode(cut(FONTS / name, hangul(text))).decode()}); }}"
         for weight, name in FACES.items()
     ]
