@@ -14,6 +14,7 @@ for (const file of process.argv.slice(2)) {
   const page = await browser.newPage();
   await page.setViewport({ width: 1280, height: 720 });
   await page.goto(pathToFileURL(path.resolve(file)).href, { waitUntil: 'load' });
+  await page.evaluate(() => document.fonts.ready.then(() => undefined));
   const found = await page.evaluate(() => {
     const problems = [];
     document.querySelectorAll('section').forEach((slide, index) => {
@@ -29,6 +30,13 @@ for (const file of process.argv.slice(2)) {
         if (right > 1270) say(`<${part.tagName.toLowerCase()}> ends at ${right.toFixed(0)} of 1280 pixels`);
         if (part.scrollWidth > part.clientWidth + 2 && part.clientWidth) say(`<${part.tagName.toLowerCase()}> is too wide`);
       }
+      const [links, footer] = ['p.source', 'footer'].map((name) => {
+        const words = document.createRange();
+        if (!slide.querySelector(name)) return null;
+        words.selectNodeContents(slide.querySelector(name));
+        return words.getBoundingClientRect();
+      });
+      if (links && footer && links.left < footer.right + 8 * scale) say('the links lie on the footer');
       for (const image of slide.querySelectorAll('img')) {
         const box = image.getBoundingClientRect();
         const high = box.height / scale;
@@ -51,11 +59,12 @@ for (const file of process.argv.slice(2)) {
   // All slides on one picture, five beside each other: five pages of 384 by 216 make a row.
   await page.setViewport({ width: 1952, height: 200 });
   await page.addStyleTag({
-    content: `body { display: grid !important; grid-template-columns: repeat(5, 384px); align-content: start; gap: 6px; padding: 4px; background: #888 }
+    content: `html, body { height: auto !important; overflow: visible !important }
+      body { display: grid !important; grid-template-columns: repeat(5, 384px); align-content: start; gap: 6px; padding: 4px; background: #888 }
       body svg[data-marpit-svg] { width: 384px !important; height: 216px !important; margin: 0 !important }`,
   });
-  const sheet = file.replace(/(\.bare)?\.html$/, '.contact.png');
-  await page.screenshot({ path: sheet, fullPage: true });
+  await page.setViewport({ width: 1952, height: await page.evaluate(() => document.body.scrollHeight) });
+  await page.screenshot({ path: file.replace(/(\.bare)?\.html$/, '.contact.png') });
   await page.close();
 }
 await browser.close();

@@ -15,6 +15,8 @@ from course_lib.environment import CHECKPOINTS, REPOSITORY, RESULTS
 from course_lib.evaluation import rules_methods, rules_models, statistics
 from course_lib.plots import BLACK, BLUE, GREEN, ORANGE, PINK, RED, SKY
 from course_lib.toybox import subjects
+from course_lib.toybox.scenes import SCENES
+from course_lib.toybox.world import NOUNS, render
 
 NAMES = {"base": "untouched model"} | {key: method.title for key, method in METHODS.items()}
 MARKS = dict(zip((*NAMES, "truth"), ((BLACK, "X"), (BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (PINK, "D"), (RED, "*"))))
@@ -104,6 +106,40 @@ def small(fig, words: str) -> None:
     fig.text(0.998, 0.004, wrapped(words), fontsize=11, color=GREY, ha="right", va="bottom")
 
 
+# ---- opening ----
+
+
+def individual(noun: str) -> tuple[subjects.Subject, list[np.ndarray]]:
+    """A subject drawn at random for this noun, and the five pictures that measurements/pairs.py teaches it from."""
+    place = list(NOUNS).index(noun)
+    subject = subjects.individual(noun, np.random.default_rng([place, 16]))
+    return subject, [render(spec, 192) for spec in subjects.views(subject, 100 + place)]
+
+
+@shows(records=(PAIRS, "pairs_samples.png"))
+def title_part4b():
+    """Two subjects, and pictures with both: the first pair of the record, its first training, its first scenes."""
+    pair = record(PAIRS)["samples"][0].removesuffix(" ground truth")
+    board, side, large = Board(3.7), 1.2, 2.2
+    board.text(1.97, 0.25, "two subjects, five pictures each", 17)
+    for r, noun in enumerate(pair.split()):
+        for c, image in enumerate(individual(noun)[1][:3]):
+            board.tile(0.1 + c * 1.27, 0.5 + r * 1.27, side, image)
+    one, other = pair.split()
+    board.arrow((4.1, 1.72), (5.1, 1.72))
+    board.text(8.75, 0.25, f"“a photo of a $V_1^*$ {one} next to a $V_2^*$ {other} …”", 17)
+    for c, scene in enumerate(list(SCENES)[:3]):
+        board.tile(5.3 + c * (large + 0.1), 0.5, large, pair_sample(f"{pair} joint 0", c))
+        board.text(5.3 + c * (large + 0.1) + large / 2, 2.95, f"… {scene}", 17)
+    words = (
+        "three of the five pictures of each · joint training, first training seed, first scenes, none selected; the "
+    )
+    board.small(
+        f"{words}first of {len(pairs())} pairs, whose nouns the untouched model draws best · {measured_on(PAIRS)}"
+    )
+    return board.fig
+
+
 # ---- Custom Diffusion ----
 
 
@@ -131,13 +167,15 @@ def changes_by_kind():
     height = 4.5
     with plt.rc_context(STYLE):
         fig = plt.figure(figsize=(W, height))
-        a, b = panel(fig, 1.3, 0.45, 4.1, 2.75, height), panel(fig, 6.55, 0.45, 5.75, 2.75, height)
+        a, b = panel(fig, 1.2, 0.45, 3.6, 2.75, height), panel(fig, 5.85, 0.45, 6.45, 2.75, height)
         tops, low, high = (np.exp([getattr(one, key) for one in logs]) for key in ("value", "low", "high"))
         a.bar(range(3), tops - 1, bottom=1, width=0.6, color=(BLUE, SKY, GREY), capsize=6,
               yerr=[tops - low, high - tops], error_kw={"linewidth": 2.5})  # fmt: skip
         a.set(ylim=(1, None), ylabel="on the subject\n/ in the control", title="How much they change")
-        a.set_xlabel("share of all weights", fontsize=14)
-        a.set_xticks(range(3), [f"{kind}\n{shares()[kind]:.0%}" for kind in kinds], fontsize=14)
+        a.set_xlabel("in the bars: share of all weights", fontsize=14)
+        a.set_xticks(range(3), ["cross-\nattention", "self-\nattention", "the\nrest"], fontsize=14)
+        for place, kind in enumerate(kinds):
+            a.text(place, 1.012, f"{shares()[kind]:.0%}", ha="center", fontsize=15, color="white")
         parts = ("none", *kinds, "rest, scaled", "all")
         carried = [statistics.over_subjects([one["fidelity"][part] for one in changes.values()]) for part in parts]
         colours = (BLACK, BLUE, SKY, GREY, GREY, ORANGE)
@@ -368,7 +406,8 @@ def faces_styles():
     board, side = Board(4.75), 0.86
     run, names = record(STYLES), ("matteo", "linnea", "chalk", "riso")
     for r, name in enumerate(names):
-        board.text(1.0, 0.1 + r * (side + 0.05) + side / 2, name, 18, ha="right")
+        shown = name.capitalize() if name in run["faces"] else name
+        board.text(1.0, 0.1 + r * (side + 0.05) + side / 2, shown, 18, ha="right")
         for c in range(4):
             board.tile(1.12 + c * (side + 0.05), 0.1 + r * (side + 0.05), side, view(name, c + 1))
     ax = panel(board.fig, 5.2, 0.1, 7.1, 4 * side + 0.15, 4.75)
@@ -388,9 +427,9 @@ def faces_styles():
         one = statistics.mean(torch.tensor(learnt["dreambooth"]).mean(0))
         ax.errorbar(one.value, place, xerr=errors([one]), marker="s", markersize=13, capsize=7, color=ORANGE)
         if name == "chalk":
-            ax.text(low, place + 0.42, "untouched", ha="left", fontsize=14)
-            ax.text(one.value, place + 0.42, "DreamBooth", ha="center", fontsize=14, color=ORANGE)
-            ax.text(high, place + 0.42, "truth", ha="center", fontsize=14, color=RED)
+            ax.text(low, place + 0.48, "untouched", ha="left", fontsize=14)
+            ax.text(one.value, place + 0.48, "DreamBooth", ha="center", fontsize=14, color=ORANGE)
+            ax.text(high, place + 0.48, "truth", ha="center", fontsize=14, color=RED)
     ax.set(ylim=(3.55, -0.5), xlim=(-0.12, 1.12))
     ax.set_yticks(range(4), [""] * 4)
     ax.set_xlabel("subject or style fidelity;  dashed: half of the way", fontsize=15)
@@ -613,6 +652,46 @@ def memory_fits():
     return board.fig
 
 
+@shows()
+def people():
+    """Photos, file, new pictures of a face, and what each of them asks for."""
+    board, side = Board(2.85), 1.3
+    drawn = [subjects.SUBJECTS["matteo"].render(subjects.SUBJECTS["matteo"].spec(seed=0, scene=scene), size=192)
+             for scene in list(SCENES)[:2]]  # fmt: skip
+    columns = ((0.1, BLUE, "photos", "ask the person\nand the photographer"),
+               (5.0, ORANGE, "trained file", "keep it as you\nkeep the photos"),
+               (9.6, GREEN, "new pictures", "say that they\nare generated"))  # fmt: skip
+    for x, colour, title, words in columns:
+        board.text(x + side + 0.05, 0.2, title, 18, colour)
+        board.text(x + side + 0.05, 2.13, words, 18)
+    for k in range(2):
+        board.tile(0.1 + k * (side + 0.1), 0.42, side, view("matteo", k + 1))
+        board.tile(9.6 + k * (side + 0.1), 0.42, side, drawn[k])
+    board.box(5.25, 0.55, 2.2, 1.05, "can draw\nthe face", ORANGE, 18)
+    board.arrow((3.0, 1.07), (5.1, 1.07))
+    board.arrow((7.6, 1.07), (9.45, 1.07))
+    board.small("the face is invented; the course's renderer drew it, also on the right: no sample of a model")
+    return board.fig
+
+
+@shows()
+def less_training():
+    """Where the training is: once for each subject, or once for many."""
+    board = Board(2.6)
+    rows_ = ((0.1, 5, "training,\nfor each subject", ORANGE), (1.3, 1, "trained once,\nfor many subjects", GREEN))
+    for y, count, words, colour in rows_:
+        side = 0.54 if count > 1 else 0.8
+        for k in range(count):
+            board.tile(3.2 + (k - count / 2) * (side + 0.05), y + 0.5 - side / 2, side, view("mochi", k + 1))
+        board.arrow((4.85, y + 0.5), (5.45, y + 0.5))
+        board.box(5.6, y, 3.3, 1.0, words, colour, 20)
+        board.arrow((9.05, y + 0.5), (9.65, y + 0.5))
+        board.box(9.8, y, 2.5, 1.0, "new pictures\nof the subject", GREY, 18)
+    board.text(0.05, 0.6, "this course", 18, ha="left")
+    board.text(0.05, 1.8, "adapters,\nencoders", 18, ha="left")
+    return board.fig
+
+
 SHORT = {"C1": "loss and samples", "C2": "two worlds", "C3": "guidance trades",
          "C4": "cost in latents", "C5": "from an embedding", "C6": "edit, keep structure",
          "C7": "picture and subject", "C8": "only one row moves", "C9": "latent against word",
@@ -637,11 +716,9 @@ def verdicts():
         board.text(x + 0.1, y + 0.27, f"{claim}", 15, colour, ha="left")
         board.text(x + 0.8, y + 0.27, words, 14.5, ha="left")
     count = {kind: sum(one["verdict"] == kind for one in claims.values()) for kind in kinds}
-    x = 0.1
-    for kind, (colour, words) in kinds.items():
+    for x, (kind, (colour, words)) in zip((0.08, 3.17, 6.26, 9.35), kinds.items()):
         board.ax.add_patch(plt.Rectangle((x, 3.82), 0.3, 0.26, edgecolor=colour, linewidth=3,
                                          facecolor=colour + ("30" if kind == "holds" else "10")))  # fmt: skip
-        board.text(x + 0.42, 3.95, f"{count[kind]} {words}", 17, colour, ha="left")
-        x += 2.55 if kind != "does not hold" else 2.85
+        board.text(x + 0.42, 3.95, f"{words}: {count[kind]}", 17, colour, ha="left")
     board.small("on the small models of this course · " + measured_on(CLAIMS))
     return board.fig

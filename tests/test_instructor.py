@@ -138,11 +138,31 @@ def test_decks_named_exist(language):
     built = re.findall(r"build/slides/(\w+)\.(\w+)\.html", text)
     assert {name for name, _ in built} <= KNOWN_DECKS and {code for _, code in built} == set(deck.LANGUAGES)
     first, *others = tables(text)
-    assert [row[0].strip("`") for row in first[1:]] == [name for name, _ in built[::2]]
+    assert [row[0].strip("`") for row in first[1:]] == [name for name, _ in built[::2]] == list(deck.decks())
     agendas = [table for table in others if any("`seminar`" in row[1] or "`part" in row[1] for row in table[1:])]
     assert len(agendas) == 4
     named = {name for table in agendas for row in table[1:] for name in re.findall(r"`([^`]+)`", row[1])}
-    assert named <= KNOWN_DECKS and {"seminar", "part4"} <= named
+    assert named == KNOWN_DECKS
+
+
+@pytest.mark.parametrize(
+    "language, said", [("en", r"they take about (\d+) minutes together"), ("ko", r"모두 합쳐 (\d+)분")]
+)
+def test_minutes_of_the_slides_that_can_go(language, said):
+    slides = {name: deck.slide(name) for name in deck.decks()["seminar"]["slides"]}
+    saved = sum(one["minutes"] for one in slides.values() if one.get("skip"))
+    (found,) = re.findall(said, " ".join(GUIDES[language].split()))
+    assert abs(int(found) - saved) <= 0.5, f"the seminar's slides with `skip: true` take {saved:g} minutes, not {found}"
+
+
+def test_without_the_slides_that_can_go_each_row_of_the_seminar_has_one():
+    def rows(names):
+        first = [(SLIDES / "src" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0] for name in names]
+        return {row for line in first if line.startswith("#") for row in re.findall(r"\d\.\d", line)}
+
+    names = deck.decks()["seminar"]["slides"]
+    lost = rows(names) - rows(name for name in names if not deck.slide(name).get("skip"))
+    assert not lost, f"all slides of {sorted(lost)} are marked `skip: true`"
 
 
 @languages
