@@ -14,6 +14,7 @@ from fontTools.ttLib import TTFont
 HERE = Path(__file__).parent
 FONTS = HERE / "node_modules" / "@expo-google-fonts" / "nanum-gothic"  # Nanum Gothic, SIL Open Font License 1.1
 NAME = "Slides Korean"
+KOREAN = "U+1100-11FF, U+3000-9FFF, U+AC00-D7AF, U+FF00-FFEF"  # all other signs come from the theme's other fonts
 FACES = {400: "400Regular/NanumGothic_400Regular.ttf", 700: "700Bold/NanumGothic_700Bold.ttf"}
 
 
@@ -37,7 +38,7 @@ def cut(path: Path, letters: str) -> bytes:
 def theme(text: str) -> str:
     """theme.css with the font of these letters."""
     faces = [
-        f'@font-face {{ font-family: "{NAME}"; font-weight: {weight}; '
+        f'@font-face {{ font-family: "{NAME}"; font-weight: {weight}; unicode-range: {KOREAN}; '
         f"src: url(data:font/woff;base64,{base64.b64encode(cut(FONTS / name, hangul(text))).decode()}); }}"
         for weight, name in FACES.items()
     ]
