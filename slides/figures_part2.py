@@ -229,7 +229,7 @@ def lost_in_copies():
     ax = board.fig.add_axes((0.635, 0.215, 0.36, 0.64))
     for k, name in enumerate(names):
         rows = [vars(statistics.share(one[name].float())) for one in right] + [drawn[name]]
-        for shift, colour, words, row in zip((-0.27, 0, 0.27), (GREY, BLUE, ORANGE),
+        for shift, colour, words, row in zip((-0.27, 0, 0.27), (GREY, GREEN, BLUE),
                                              ("pictures", "copies", "drawn from prompts"), rows):  # fmt: skip
             bar_with_interval(ax, k + shift, row, colour, 0.26, label=words if not k else None)
     ax.set_xticks(range(len(names)), names, fontsize=15)
@@ -640,7 +640,7 @@ def cost_of_spaces():
     tiles = {name: sheet[64 * r : 64 * (r + 1)] for r, name in enumerate(("real", "real, decoded", *spaces))}
     with plt.rc_context(STYLE):
         fig = plt.figure(figsize=(W, 5.0))
-        ax = fig.add_axes((0.075, 0.2, 0.4, 0.7))
+        ax = fig.add_axes((0.075, 0.235, 0.4, 0.665))
         run = next(iter(found["runs"].values()))
         for name, (colour, marker, line) in spaces.items():
             rows = run[name]
