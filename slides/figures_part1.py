@@ -154,29 +154,29 @@ def builds_to():
 
 
 PARTS = ("word", "text\nencoder", "UNet: keys\nand values", "UNet: all\nthe rest")
-MOVES = (  # method, part of the course, what moves of PARTS, the pictures that it is shown
-    ("Training the model", "Parts 1, 2", ("", "", "moves", "moves"), "the whole data set"),
+TRAINED = (  # method, part of the course, what is trained of PARTS, the pictures that it is shown
+    ("Training the model", "Parts 1, 2", ("", "", "trained", "trained"), "the whole data set"),
     ("Editing", "Part 3", ("", "", "", ""), "one, and nothing is trained"),
     ("Textual Inversion", "Part 4", ("a new row", "", "", ""), "a few of the subject"),
-    ("DreamBooth", "Part 4", ("", "if asked", "moves", "moves"), "the same, and of its class"),
+    ("DreamBooth", "Part 4", ("", "if asked", "trained", "trained"), "the same, and of its class"),
     ("LoRA", "Part 4", ("", "if asked", "+ thin", "+ thin"), "as DreamBooth"),
-    ("Custom Diffusion", "Part 4", ("a new row", "", "moves", ""), "the same, and similar ones"),
+    ("Custom Diffusion", "Part 4", ("a new row", "", "trained", ""), "the same, and similar ones"),
 )
 
 
 @shows()
 def course_map():
-    """What moves in each method, and which pictures it is shown."""
+    """What each method trains, and which pictures it is shown."""
     board, top, high = Board(4.65), 0.85, 0.57
     left, wide = 3.75, 1.27
     for k, words in enumerate(PARTS):
         board.text(left + (k + 0.5) * wide, 0.45, words, 14)
     board.text(left + 4 * wide + 0.25, 0.45, "pictures that it is shown", 15, ha="left")
-    for r, (method, part, moves, pictures) in enumerate(MOVES):
+    for r, (method, part, trained, pictures) in enumerate(TRAINED):
         y = top + r * high
         board.text(0.05, y + high / 2, method, 17, ha="left")
         board.text(left - 0.15, y + high / 2, part, 14, GREY, ha="right")
-        for k, word in enumerate(moves):
+        for k, word in enumerate(trained):
             colour = ORANGE if word else GREY
             board.ax.add_patch(plt.Rectangle((left + k * wide + 0.05, y + 0.05), wide - 0.1, high - 0.1, linewidth=2,
                                              edgecolor=colour if word else "#d5d9de",
@@ -565,7 +565,7 @@ def fidelity_diversity():
     rows, real = sorted(results()["guidance"], key=lambda r: r["w"]), results()["real"]
     w, fidelity, spread = ([row[k] for row in rows] for k in ("w", "accuracy", "diversity"))
     with plt.rc_context(STYLE):
-        fig, (a, *both) = plt.subplots(1, 3, figsize=(W, 5.3), layout="constrained", width_ratios=(1.15, 1, 1))
+        fig, (a, *both) = plt.subplots(1, 3, figsize=(W, 4.8), layout="constrained", width_ratios=(1.15, 1, 1))
         half = [row["accuracy_ci95"] for row in rows]
         a.errorbar(spread, fidelity, yerr=half, color=BLUE, marker="o", markersize=10, capsize=5)
         a.plot([real["diversity"]], [real["accuracy"]], "*", color=BLACK, markersize=22)

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import textwrap
+from dataclasses import replace
 from functools import lru_cache
 
 import matplotlib.pyplot as plt
@@ -16,12 +17,15 @@ from recorded import measured_on, record, toybox
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from course_lib.diffusion.ddpm import q_sample
 from course_lib.editing.attention import relative_maps, word_maps
 from course_lib.editing.inversion import ddim_step
 from course_lib.environment import CHECKPOINTS, RESULTS, from_uint8
-from course_lib.evaluation import edits
+from course_lib.evaluation import edits, judge, statistics
+from course_lib.latent import text
 from course_lib.plots import BLACK, BLUE, GREEN, ORANGE, PINK, RED, to_uint8
-from course_lib.toybox import sets
+from course_lib.toybox import sets, world
+from course_lib.toybox.captions import describe
 
 STEPS, SCALE = 25, 5.0  # DDIM steps and guidance scale of what is drawn here
 MAP_PROMPT = "a photo of a teal cat wearing a red hat on the beach"  # of both figures about attention
@@ -90,7 +94,46 @@ def multiply_adds() -> tuple[float, float]:
     return found[0], found[1]
 
 
+@lru_cache
+def judge_of_pictures():
+    return judge.load_judge("cpu")
+
+
+def latents_on_the_way(prompt: str, seed: int) -> list[tuple[int, Tensor]]:
+    """(t, z_t) at every step of guided DDIM, noise first."""
+    sd = toybox()
+    zt, times, eps_model = sd.noise(1, seed=seed), [*sd.schedule.times(steps()), 0], sd.guided(prompt, SCALE)
+    path = [(times[0], zt)]
+    with torch.no_grad():
+        for t, s in itertools.pairwise(times):
+            zt = ddim_step(zt, eps_model(zt, t), t, s, sd.schedule)
+            path.append((s, zt))
+    return path
+
+
 # ---- the figures, in the order of the deck ----
+
+
+@shows(weights=("toybox-sd",))
+def prompt_to_picture():
+    """Two prompts: five latents from noise on, and the picture that the decoder makes of the last."""
+    sd, board, side, count = toybox(), Board(3.75), 1.32, 5
+    prompts = ("“a photo of a\ngreen owl at night”", "“a watercolour of a red\nboat under water”")
+    for r, prompt in enumerate(prompts):
+        y = 0.5 + r * (side + 0.1)
+        path = latents_on_the_way(prompt.strip("“”").replace("\n", " "), seed=r)
+        board.text(0.05, y + side / 2, prompt, 18, ha="left")
+        for i in range(count):
+            z = path[round(i * (len(path) - 1) / (count - 1))][1]
+            board.tile(3.2 + i * (side + 0.06), y, side, as_colours(z))
+        board.arrow((10.15, y + side / 2), (10.95, y + side / 2), GREEN, 4)
+        with torch.no_grad():
+            board.tile(11.03, y, side, sd.decode(path[-1][1]))
+    board.text(0.05, 0.22, "prompt", 18, BLUE, ha="left")
+    board.text(6.6, 0.22, "latents, from noise to content", 18, ORANGE)
+    board.text(W - 0.03, 0.22, "decoder, then picture", 18, GREEN, ha="right")
+    board.small(drawn_by(f"the first seeds, {steps()} DDIM steps, w = {SCALE:g}; three of twelve channels as colours"))
+    return board.fig
 
 
 @shows()
@@ -165,18 +208,72 @@ def autoencoder():
     return board.fig
 
 
+@shows(weights=("toybox-sd", "toybox-judge"))
+def lost_in_copies():
+    """Held-out pictures, their copies, and what differs; and how often the judge reads attributes off both."""
+    sd, board, side, columns, left = toybox(), Board(5.1), 1.36, 4, 1.25
+    found = sets.pairs(size(256, 12), split="test")
+    x = from_uint8(found.images)
+    with torch.no_grad():
+        again = torch.cat([sd.decode(sd.encode_image(part)) for part in x.split(32)])
+    middle = (slice(0, columns), slice(None), slice(16, 48), slice(16, 48))
+    for r, (words, images) in enumerate((("picture", x[middle]), ("copy", again[middle]),
+                                         ("lost,\n× 4", 4 * (x - again)[middle]))):  # fmt: skip
+        y = 0.4 + r * (side + 0.05)
+        board.text(left - 0.15, y + side / 2, words, 18, RED if r == 2 else BLACK, ha="right")
+        for i in range(columns):
+            board.tile(left + i * (side + 0.05), y, side, images[i : i + 1])
+    board.text(left + 2 * (side + 0.05), 0.2, "the middle of four pictures", 16, GREY)
+    names, drawn = ("noun", "colour", "accessory", "pattern"), record("toybox_sd")["w"]["3.0"]
+    right = [judge.correct(judge.answers(judge_of_pictures(), images)[0], found.specs) for images in (x, again)]
+    ax = board.fig.add_axes((0.635, 0.215, 0.36, 0.64))
+    for k, name in enumerate(names):
+        rows = [vars(statistics.share(one[name].float())) for one in right] + [drawn[name]]
+        for shift, colour, words, row in zip((-0.27, 0, 0.27), (GREY, GREEN, BLUE),
+                                             ("pictures", "copies", "drawn from prompts"), rows):  # fmt: skip
+            bar_with_interval(ax, k + shift, row, colour, 0.26, label=words if not k else None)
+    ax.set_xticks(range(len(names)), names, fontsize=15)
+    ax.set(ylim=(0, 1.05), ylabel="share read right")
+    board.fig.legend(*ax.get_legend_handles_labels(), loc="upper right", bbox_to_anchor=(1.0, 0.985), ncols=3,
+                     fontsize=14, columnspacing=1, handlelength=1)  # fmt: skip
+    psnr = edits.psnr(again, x).mean()
+    board.small(f"Held-out pictures, the first four · right: the judge on {len(x)} pictures and their copies "
+                f"({psnr:.0f} dB on average), computed for this figure; and on {record('toybox_sd')['prompts']:,} "
+                f"prompts drawn at w = 3, {measured_on('toybox_sd')}; 95 % intervals")  # fmt: skip
+    return board.fig
+
+
+@shows(weights=("toybox-sd",))
+def size_of_latents():
+    """One latent and one noise at three spreads of the latents: what is left of the picture at six times."""
+    sd, board, side = toybox(), Board(4.75), 1.3
+    sizes, times = (0.2, 1.0, 5.49), (1, 200, 400, 600, 800, 1000)
+    z0 = sd.encode_image(held_out(24)[14:15])
+    eps = sd.noise(1, seed=7)
+    for i, t in enumerate(times):
+        board.text(2.6 + i * 1.65 + side / 2, 0.2, f"t = {t}", 17)
+    for r, a in enumerate(sizes):
+        y = 0.42 + r * (side + 0.07)
+        words = (f"spread {a:g}", "too small", RED) if a < 1 else (f"spread {a:g}", "as trained", GREEN)
+        words = (f"spread {a:g}", "too large", RED) if a > 1 else words
+        board.text(0.05, y + side / 2 - 0.18, words[0], 19, ha="left")
+        board.text(0.05, y + side / 2 + 0.2, words[1], 17, words[2], ha="left")
+        for i, t in enumerate(times):
+            keep = sd.schedule.alpha_bar[t].item()
+            zt = q_sample(a * z0, t, eps, sd.schedule)
+            with torch.no_grad():  # as much of the noise removed as one factor can
+                board.tile(2.6 + i * 1.65, y, side, sd.decode(zt * keep**0.5 * a / (keep * a**2 + 1 - keep)))
+    board.small("The same picture and noise. Noise removed as far as one factor can, then decoded. "
+                "5.49: latents of Stable Diffusion 1 without its factor 0.18215")  # fmt: skip
+    return board.fig
+
+
 @shows(weights=("toybox-sd",))
 def latent_process():
     """Sampling on latents: z_t at six times, and what the decoder makes of each."""
     sd, board, side, count = toybox(), Board(4.35), 1.62, 7
-    features, empty = sd.encode_prompt("a photo of a red cat on the beach"), sd.encode_prompt("")
-    zt, times = sd.noise(1, seed=4), [*sd.schedule.times(steps()), 0]
-    path = [(times[0], zt)]
+    path = latents_on_the_way("a photo of a red cat on the beach", seed=4)
     with torch.no_grad():
-        for t, s in itertools.pairwise(times):
-            eps_uncond, eps_cond = (sd.unet_eps(zt, t, f) for f in (empty, features))
-            zt = ddim_step(zt, eps_uncond + SCALE * (eps_cond - eps_uncond), t, s, sd.schedule)
-            path.append((s, zt))
         shown = [path[round(i * (len(path) - 1) / (count - 1))] for i in range(count)]
         pictures = [sd.decode(z) for _, z in shown]
     board.text(0.6, 0.45 + side / 2, "$z_t$", 26, ORANGE)
@@ -189,6 +286,77 @@ def latent_process():
     board.text(1.2, 3.82, "three of the twelve channels as red, green, blue; only the last column is ever decoded", 15,
                GREY, ha="left")  # fmt: skip
     board.small(drawn_by(f"“a photo of a red cat on the beach”, {steps()} DDIM steps, w = {SCALE:g}"))
+    return board.fig
+
+
+@shows(weights=("toybox-sd",))
+def tokens_and_rows():
+    """A sentence: its tokens, their numbers, their rows, and which rows change if one word does."""
+    sd, board = toybox(), Board(5.1)
+    one, other = "a teal cat in the snow", "a red cat in the snow"
+    ids = text.tokenize(sd.tokenizer, one)[0].tolist()
+    rows, changed = sd.encode_prompt([one, other])
+    change = (rows - changed).norm(dim=-1) / rows.norm(dim=-1)
+    words = ["start", *one.split(), "end"]
+    shown, left, step = [*range(len(words) + 2), len(ids) - 1], 2.3, 0.87
+    for y, name in ((0.72, "tokens"), (1.3, "their numbers"), (2.35, "a row of 128\nnumbers each"),
+                    (3.72, "changes if “teal”\nbecomes “red”")):  # fmt: skip
+        board.text(0.05, y, name, 17, RED if y > 3 else BLACK, ha="left")
+    for k, position in enumerate(shown):
+        x = left + k * step + (0.4 if k == len(shown) - 1 else 0)
+        padding = position >= len(words)
+        name = "end" if padding else words[position]
+        board.box(x, 0.47, step - 0.08, 0.5, name, GREY if padding or name in ("start", "end") else BLUE, 15)
+        board.text(x + (step - 0.08) / 2, 1.3, str(ids[position]), 16, GREY)
+        board.ax.imshow(rows[position].reshape(16, 8), cmap="cividis", vmin=-2, vmax=2, aspect="auto",
+                        extent=(x + 0.12, x + step - 0.2, 3.05, 1.65), interpolation="nearest")  # fmt: skip
+        board.ax.add_patch(plt.Rectangle((x + 0.12, 4.2 - 0.75 * change[position].item()), step - 0.32,
+                                         0.75 * change[position].item(), color=RED))  # fmt: skip
+        board.ax.plot([x + 0.08, x + step - 0.16], [4.2, 4.2], color=BLACK, linewidth=1.5)
+    dots = left + (len(shown) - 1) * step + 0.15
+    for y in (0.72, 2.35):
+        board.text(dots, y, "…", 22, GREY)
+    first = left + len(words) * step
+    board.ax.plot([first, W - 0.1], [0.3, 0.3], color=GREY, linewidth=2)
+    board.text((first + W) / 2, 0.14, f"padding: {len(ids)} rows in all", 14, GREY)
+    pieces = [piece.removesuffix("</w>") for piece in sd.tokenizer.tokenize("giraffe")]
+    board.text(0.05, 4.6, f"An unknown word falls into pieces: “giraffe” is  {'  ·  '.join(pieces)}", 17, ha="left")
+    board.small(f"The shipped Toybox model: {len(sd.tokenizer)} tokens; change: length of the difference over the "
+                "length of the row")  # fmt: skip
+    return board.fig
+
+
+@shows(weights=("toybox-sd",))
+def similarity():
+    """CLIP: the dot product of each of six held-out pictures with each of their captions."""
+    from transformers import CLIPModel
+
+    clip = CLIPModel.from_pretrained(CHECKPOINTS / "toybox-sd" / "clip").float().eval()
+    found = sets.pairs(size(256, 24), split="test")
+    captions = [describe(spec) for spec in found.specs]
+    with torch.no_grad():
+        x, ids = from_uint8(found.images), text.tokenize(toybox().tokenizer, captions)
+        u = clip.visual_projection(clip.vision_model(pixel_values=x).pooler_output)
+        v = clip.text_projection(clip.text_model(input_ids=ids).pooler_output)
+    u, v = F.normalize(u, dim=-1), F.normalize(v, dim=-1)
+    nouns = [spec.noun for spec in found.specs]
+    chosen = [nouns.index(noun) for noun in dict.fromkeys(nouns)][:6]  # six pictures, six nouns
+    board, left, wide, high, top = Board(5.0), 4.3, 1.34, 0.54, 1.25
+    for i, k in enumerate(chosen):
+        board.tile(left + i * wide + 0.12, 0.05, 1.1, x[k : k + 1])
+        words = "\n".join(textwrap.wrap(captions[k].removeprefix("a photo of "), 40))
+        board.text(left - 0.15, top + (i + 0.5) * high, words, 14, ha="right")
+        for j, other in enumerate(chosen):
+            value = round((u[other] @ v[k]).item(), 2) + 0.0  # not -0.00
+            colour = plt.get_cmap("cividis")((value + 1) / 2)
+            board.ax.add_patch(plt.Rectangle((left + j * wide + 0.03, top + i * high + 0.03), wide - 0.06, high - 0.06,
+                                             facecolor=colour))  # fmt: skip
+            board.text(left + (j + 0.5) * wide, top + (i + 0.5) * high, f"{value:.2f}", 19 if i == j else 15,
+                       "white" if value < 0.3 else BLACK)  # fmt: skip
+    first = statistics.share(((u @ v.T).argmax(1) == torch.arange(len(u))).float())
+    board.text(left - 0.15, 0.6, "sentence against picture:\ndot product", 17, GREY, ha="right")
+    board.small(f"The shipped Toybox CLIP; held-out pictures, the first of six nouns. Of {len(u)} such pictures "
+                f"{first:.2f} fit their own caption best (95 % interval)")  # fmt: skip
     return board.fig
 
 
@@ -335,6 +503,69 @@ def four_parts():
     return board.fig
 
 
+@shows(weights=("toybox-sd",), records=("toybox_sd",))
+def guided_prompts():
+    """Three prompts at four guidance scales from one noise; and what the judge reads at each scale."""
+    scales, rows = (1.0, 3.0, 5.0, 7.5), record("toybox_sd")["w"]
+    prompts = ("a photo of a green owl wearing a red hat at night", "a photo of a blue teapot in the forest",
+               "a photo of a purple robot on the moon")  # fmt: skip
+    sd, board, side, left = toybox(), Board(4.75), 1.25, 2.0
+    noise = sd.noise(1, seed=0).expand(len(prompts), -1, -1, -1)
+    for i, w in enumerate(scales):
+        images = sd.sample(list(prompts), w=w, steps=steps(), x_T=noise)
+        board.text(left + i * (side + 0.06) + side / 2, 0.2, f"w = {w:g}", 18)
+        for r in range(len(prompts)):
+            board.tile(left + i * (side + 0.06), 0.42 + r * (side + 0.06), side, images[r : r + 1])
+    for r, prompt in enumerate(prompts):
+        words = textwrap.fill(prompt.removeprefix("a photo of "), 16)
+        board.text(left - 0.12, 0.42 + r * (side + 0.06) + side / 2, words, 14, ha="right")
+    ax = board.fig.add_axes((0.675, 0.235, 0.225, 0.68))
+    for name, colour, marker in (("noun", BLUE, "o"), ("colour", ORANGE, "s"), ("accessory", GREEN, "^")):
+        values = [rows[str(w)][name] for w in scales]
+        errors = [[v["value"] - v["low"] for v in values], [v["high"] - v["value"] for v in values]]
+        ax.errorbar(scales, [v["value"] for v in values], errors, color=colour, marker=marker, markersize=10, capsize=5)
+        ax.text(7.95, values[-1]["value"], name, fontsize=16, color=colour, va="center")
+    ax.set(xlabel="guidance scale w", ylabel="share read right", xticks=scales, ylim=(0.5, 1.02))
+    ax.set_xticklabels([f"{w:g}" for w in scales])
+    board.small(f"Left: one noise, {steps()} DDIM steps, not picked. Right: the judge on "
+                f"{record('toybox_sd')['prompts']:,} held-out prompts, 95 % intervals, "
+                f"{measured_on('toybox_sd')}")  # fmt: skip
+    return board.fig
+
+
+@shows(weights=("toybox-sd", "toybox-judge"))
+def negative_prompts():
+    """Cats from the same noises without a negative prompt and with two; and how often the unwanted is read."""
+    prompt, many, shown = "a photo of a cat", size(32, 4), size(6, 3)
+    unwanted = {"in the forest": ("scene", ("in the forest",)),
+                "striped spotted checked starry": ("pattern", ("striped", "spotted", "checked", "starry"))}  # fmt: skip
+    sd, board, side = toybox(), Board(4.5), 1.22
+    noise = sd.noise(many, seed=6)
+    pictures = {words: sd.sample(prompt, x_T=noise, w=4.0, steps=size(10, 2), negative=words) for words in
+                ("", *unwanted)}  # fmt: skip
+    read = {words: judge.answers(judge_of_pictures(), images)[0] for words, images in pictures.items()}
+
+    def chance(words: str, attribute: str, answers: tuple[str, ...]) -> Tensor:
+        shares = read[words][attribute].softmax(1)
+        return sum(shares[:, judge.ATTRIBUTES[attribute].index(one)] for one in answers)
+
+    board.text(11.05, 0.75, "the judge’s\nprobability of it", 16, GREY)
+    for r, (words, images) in enumerate(pictures.items()):
+        y = 0.05 + r * (side + 0.1)
+        said = "no negative\nprompt" if not words else "not:\n" + words.replace(" checked", "\nchecked")
+        board.text(0.05, y + side / 2, said, 17, RED if words else BLACK, ha="left")
+        for i in range(shown):
+            board.tile(2.05 + i * (side + 0.06), y, side, images[i : i + 1])
+        if words:
+            before, after = (chance(one, *unwanted[words]) for one in ("", words))
+            change = statistics.paired(after, before)
+            board.text(11.05, y + side / 2 - 0.2, f"{before.mean():.2f}  →  {after.mean():.2f}", 22, RED)
+            board.text(11.05, y + side / 2 + 0.25, f"change {change:+.2f}", 16)
+    board.small(drawn_by(f"“{prompt}”, the first {shown} of {many} noises, {size(10, 2)} DDIM steps, w = 4, 95 % "
+                         "intervals, computed for this figure"))  # fmt: skip
+    return board.fig
+
+
 @shows(weights=("toybox-sd",))
 def draws():
     """What the small model draws, from prompts that it can obey, one noise each."""
@@ -409,7 +640,7 @@ def cost_of_spaces():
     tiles = {name: sheet[64 * r : 64 * (r + 1)] for r, name in enumerate(("real", "real, decoded", *spaces))}
     with plt.rc_context(STYLE):
         fig = plt.figure(figsize=(W, 5.0))
-        ax = fig.add_axes((0.075, 0.2, 0.4, 0.7))
+        ax = fig.add_axes((0.075, 0.235, 0.4, 0.665))
         run = next(iter(found["runs"].values()))
         for name, (colour, marker, line) in spaces.items():
             rows = run[name]
@@ -444,3 +675,25 @@ def cost_of_spaces():
                        f"{found['batch_size']}; left one of {len(found['runs'])} trainings, {found['count']} samples, "
                        f"95 % intervals; right the mean of both; {measured_on('spaces')}")  # fmt: skip
     return fig
+
+
+@shows()
+def what_next_part2():
+    """What Part 3 does: an embedding of a picture, its variations, and one thing changed. Drawn by the renderer."""
+    board, side = Board(3.9), 1.8
+    spec = world.Spec("cat", "teal", "striped", "in a meadow", 0.5, 0.57, 0.7, False, 11)
+    panels = (("another picture of the same content", BLUE, (replace(spec, x=0.35, size=0.55),
+               replace(spec, x=0.6, flip=True)), "an embedding keeps what is shown,\nand not where"),
+              ("this picture with one thing changed", GREEN, (replace(spec, colour="orange"),
+               replace(spec, scene="at night")), "“… an orange striped cat …”,\n“… at night”"))  # fmt: skip
+    board.tile(0.1, 0.85, side, world.render(spec, 160), frame=GREY)
+    board.text(0.1 + side / 2, 0.45, "given", 18)
+    for k, (words, colour, specs, below) in enumerate(panels):
+        x = 3.15 + k * 4.95
+        board.text(x + side + 0.1, 0.45, words, 18, colour)
+        board.ax.plot([x - 0.6] * 2, [0.3, 3.4], color=GREY, linewidth=1.5)
+        for i, one in enumerate(specs):
+            board.tile(x + i * (side + 0.2), 0.85, side, world.render(one, 160))
+        board.text(x + side + 0.1, 3.1, below, 16)
+    board.small("The tasks, not results: every picture here is drawn by the Toybox renderer of this course.")
+    return board.fig
