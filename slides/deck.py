@@ -1,6 +1,7 @@
 """Write the decks as Markdown for Marp, in both languages, from one file for each slide.
 
     python slides/deck.py build/slides            (then slides/build.sh makes HTML and PDF of it)
+    python slides/deck.py --minutes               how long the notes of each deck take to say
 
 A slide is slides/src/NAME.yaml. Figure, formula, links and minutes stand there once; title, alt text, text and notes
 stand there in English and in Korean. decks.yaml says which slides a deck has. Numbers come from data/results by way
@@ -20,6 +21,7 @@ HERE = Path(__file__).parent
 LANGUAGES = ("en", "ko")
 SHARED = {"minutes", "skip", "claims", "figure", "formula", "papers", "notebook", "class"}
 SAID = {"title", "alt", "text", "notes"}
+PACE = {"en": 140, "ko": 350}  # a calm pace: English words, or Korean letters, a minute
 
 
 @cache
@@ -87,6 +89,16 @@ def filled(name: str, language: str) -> dict[str, str]:
     return {key: fill(text.strip()).render() for key, text in texts.items()}
 
 
+def minutes_to_say(name: str, language: str) -> tuple[float, float]:
+    """How long a slide's notes take to say, and its question with the answer. The live part is not said."""
+    amount = {"said": 0.0, "asked": 0.0, "live": 0.0}
+    for line in filled(name, language)["notes"].splitlines():
+        kind = "asked" if line.startswith(("Question: ", "질문: ")) else "said"
+        kind = "live" if line.startswith(("Live: ", "실습: ")) else kind
+        amount[kind] += len(line.split()) if language == "en" else len("".join(line.split()))
+    return amount["said"] / PACE[language], amount["asked"] / PACE[language]
+
+
 def markdown(deck: str, language: str) -> str:
     """The whole deck for Marp."""
     measured, known, about = Measured(language), papers(), decks()[deck]
@@ -101,6 +113,17 @@ def markdown(deck: str, language: str) -> str:
         pages.append(page.render(**about_page, **filled(name, language), verdicts=verdicts))
     front = environment(language).from_string((HERE / "front.md.jinja").read_text(encoding="utf-8"))
     return front.render(title=about[language], language=language) + "\n---\n".join(f"\n{page}\n" for page in pages)
+
+
+def minutes() -> list[tuple]:
+    """(deck, language, minutes planned, minutes that the notes take, minutes of the questions) of all decks."""
+    rows = []
+    for name, about in decks().items():
+        planned = sum(slide(one)["minutes"] for one in about["slides"])
+        for language in LANGUAGES:
+            said, asked = map(sum, zip(*(minutes_to_say(one, language) for one in about["slides"]), strict=True))
+            rows.append((name, language, planned, said, asked))
+    return rows
 
 
 def write(folder: Path) -> list[Path]:
@@ -120,6 +143,11 @@ def write(folder: Path) -> list[Path]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="where to write")
-    for path in write(parser.parse_args().folder):
-        print(path)
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("build/slides"), help="where to write")
+    parser.add_argument("--minutes", action="store_true", help="print the minutes of each deck instead")
+    args = parser.parse_args()
+    if args.minutes:
+        for name, language, planned, said, asked in minutes():
+            print(f"{name:8} {language}  planned {planned:5.1f}  to say {said:5.1f}  questions {asked:5.1f}")
+    else:
+        print(*write(args.folder), sep="\n")

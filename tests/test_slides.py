@@ -64,10 +64,8 @@ def test_no_measured_number_is_typed(name, language):
 @slides
 @languages
 def test_what_is_to_be_said_fits_the_minutes(name, language):
-    """At a calm pace: 140 English words a minute, or 350 Korean letters. Questions and live parts have time beside."""
-    notes = deck.filled(name, language)["notes"].splitlines()
-    said = " ".join(line for line in notes if not line.startswith(("Question: ", "Live: ", "질문: ", "실습: ")))
-    needed = len(said.split()) / 140 if language == "en" else len("".join(said.split())) / 350
+    """Questions and live parts have time beside."""
+    needed = deck.minutes_to_say(name, language)[0]
     assert needed <= deck.slide(name)["minutes"], f"{needed:.2f} minutes; shorten the notes, or give them more minutes"
 
 
@@ -128,6 +126,13 @@ def test_length_and_minutes(name):
     assert len(set(names)) == len(names)
     low, high = LENGTHS.get(name, (15, 20))
     assert low <= len(names) <= high
+
+
+@pytest.mark.parametrize(
+    "name, language, planned, said, asked", deck.minutes(), ids=lambda x: x if isinstance(x, str) else ""
+)
+def test_notes_and_questions_fit_into_the_minutes_of_a_deck(name, language, planned, said, asked):
+    assert said + asked <= planned + 1.5, f"{name}.{language}: {said:.1f} to say and {asked:.1f} for questions"
 
 
 def test_the_seminar_takes_an_hour_and_with_its_live_parts_an_hour_and_a_half():
