@@ -390,8 +390,8 @@ def gan_latents():
         ax.set_title("PSNR to the picture, dB", fontsize=17)
         ax.grid(axis="x", alpha=0)
     count = len(record("keeping")["gan"]["diffusion"]["cats"]["own"])
-    board.small(f"The GAN draws cats alone. Pictures: the first two measured cats and other nouns, {searched} steps of "
-                f"Adam. Bars: {count} pictures each, 95 % intervals, {measured_on('keeping')}")  # fmt: skip
+    board.small(f"The GAN draws cats alone. Pictures: the first two measured of both kinds, {searched} steps of Adam. "
+                f"Bars: {count} pictures each, 95 % intervals, {measured_on('keeping')}")  # fmt: skip
     return board.fig
 
 
@@ -564,10 +564,10 @@ def where_edits_fail():
                        BLACK if value > 0.5 else "white")  # fmt: skip
     board.text(left + 3.5 * wide, 0.15, "share of edits obeyed", 17)
     board.text(left + 3.5 * wide, 4.5, "patterns: seldom obeyed by any method", 16, RED)
-    board.text(10.1, 0.15, "first failure in the weakest kind but patterns", 15)
+    board.text(10.05, 0.15, "first failure in the weakest kind", 17)
     for i, (key, name) in enumerate(methods[1:]):
         kind = min((kind for kind in edits.KINDS if kind != "pattern"), key=lambda kind: shares[key][kind].value)
-        one, x = first_failure(key, kind), 7.8 + i * (side + 0.03)
+        one, x = first_failure(key, kind), 7.77 + i * (side + 0.03)
         given, truth, _ = edits.pictures([one])
         start = invert(sd, given, one.prompts[0], steps=steps(), fixed_point=1)
         if key.startswith("SDEdit"):
@@ -590,7 +590,7 @@ def where_edits_fail():
     counts = [int(at.sum()) for at in groups.values()]
     error = max(max(share.errors) for row in shares.values() for share in row.values())
     board.small(f"{min(counts)} or {max(counts)} edits a cell, 95 % intervals reach at most {error:.2f} to a side; "
-                f"pictures: drawn again with the measured settings, w = {SCALE:g}; P2P: Prompt-to-Prompt; "
+                f"pictures: weakest kind with patterns left aside, drawn again, w = {SCALE:g}; P2P: Prompt-to-Prompt; "
                 f"{measured_on('editing')}")  # fmt: skip
     return board.fig
 
