@@ -1,27 +1,32 @@
 """The figures of Part 3: image embeddings, inversion, image editing, and what editing cannot do."""
 
 import json
+import textwrap
 from functools import lru_cache
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from board import GREY, STYLE, Board, W, shows
-from figures_part2 import bar_with_interval, drawn_by, small_print_at, steps
+from board import GREY, STYLE, Board, W, shows, size
+from figures_part2 import bar_with_interval, drawn_by, heat, small_print_at, steps
 from PIL import Image
 from recorded import measured_on, record, runs, toybox
 from torch import Tensor
 
 from course_lib.data.pictures import open_images, to_tensor
-from course_lib.editing.inversion import Inverted, invert, redraw
+from course_lib.editing.attention import AttentionMaps, attention_hook, by_word, relative_maps
+from course_lib.editing.gan import gan_inversion, load_gan
+from course_lib.editing.inversion import Inverted, invert, null_text_inversion, redraw
 from course_lib.editing.plug_and_play import plug_and_play
-from course_lib.editing.prompt_to_prompt import edit
+from course_lib.editing.prompt_to_prompt import Edit, edit
 from course_lib.editing.sdedit import sdedit
 from course_lib.environment import CHECKPOINTS, REPOSITORY, RESULTS, from_uint8
 from course_lib.evaluation import edits, statistics
-from course_lib.latent.unclip import load_unclip
+from course_lib.latent import text
+from course_lib.latent.unclip import load_unclip, slerp, text_difference
 from course_lib.plots import BLACK, BLUE, GREEN, ORANGE, RED, SKY, to_uint8
 from course_lib.toybox import sets, subjects
+from course_lib.toybox.world import NOUNS, render, sample_spec
 
 SCALE, EMBEDDED = 5.0, 3.0  # guidance scales: of the shipped model, and of unCLIP's decoder
 
@@ -106,6 +111,26 @@ def with_label(
 # ---- the figures, in the order of the deck ----
 
 
+@shows(weights=("toybox-sd",))
+def title_part3():
+    """The first measured picture, and three edits of it by Plug-and-Play: one word of its prompt changed each time."""
+    sd, board, side = toybox(), Board(3.5), 2.35
+    (one,) = edits.true_edits(1)
+    given, old = edits.pictures([one])[0], one.prompts[0]
+    start = invert(sd, given, old, steps=steps(), fixed_point=1)
+    changes = (("white", "yellow", BLUE), ("bus", "car", GREEN), ("photo", "pencil sketch", RED))
+    board.tile(0.05, 0.45, side, given)
+    board.text(0.05 + side / 2, 0.2, "given", 19)
+    for k, (before, after, colour) in enumerate(changes):
+        x = 3.7 + k * (side + 0.6)
+        board.tile(x, 0.45, side, plug_and_play(sd, start, old.replace(before, after), w=SCALE))
+        board.text(x + side / 2, 0.2, f"“{before}” → “{after}”", 17, colour)
+    board.arrow((0.15 + side, 0.45 + side / 2), (3.6, 0.45 + side / 2), GREY)
+    board.text(0.05, 3.02, f"“{old}”", 16, GREY, ha="left")
+    board.small(drawn_by(f"the first of the measured pictures; Plug-and-Play, {steps()} steps, w = {SCALE:g}"))
+    return board.fig
+
+
 @shows(weights=("toybox-unclip",))
 def unclip_parts():
     """unCLIP: CLIP puts texts and pictures into one space; a prior makes an image embedding, a decoder draws it."""
@@ -159,6 +184,35 @@ def variations():
     board.text(1.6, 0.65, "picture", 18, ORANGE, ha="right")
     board.text(1.6, 0.08 + 2.5 * (side + gap), "variations\nfrom three\nnoises", 17, ha="right")
     board.small(by_unclip(f"the first seven held-out pictures of one object, not picked; {steps()} DDIM steps, "
+                          f"w = {EMBEDDED:g}"))  # fmt: skip
+    return board.fig
+
+
+@shows(weights=("toybox-unclip",))
+def between_pictures():
+    """One picture's embedding moved towards another picture's, and along three differences of texts."""
+    model, images, side = unclip(), alone(), 1.18
+    board, x_T = Board(5.75), model.sd.noise(1, seed=1)
+    first, second = model.of_images(images[:2]).split(1)
+    shares = (0, 0.2, 0.4, 0.6, 0.8, 1)
+    rows = [("towards a\nsecond picture", ORANGE, shares, [slerp(first, second, share) for share in shares])]
+    shares = (0, 0.1, 0.2, 0.3, 0.4, 0.5)
+    for before, after in (("in a meadow", "at night"), ("a red bus", "a blue bus"), ("a bus", "a car")):
+        moved = [text_difference(model, first, before, after, share) for share in shares]
+        rows.append((f"“{before}” →\n“{after}”", BLUE, shares, moved))
+    for r, (words, colour, shares, moved) in enumerate(rows):
+        y = 0.38 + r * (side + 0.03) + (0.3 if r else 0)
+        board.text(3.65, y + side / 2, words, 16, colour, ha="right")
+        for i, z in enumerate(moved):
+            x = 3.75 + i * (side + 0.04)
+            board.tile(x, y, side, model.draw(z, w=EMBEDDED, steps=steps(), x_T=x_T))
+            if r < 2:
+                board.text(x + side / 2, y - 0.15, f"{shares[i]:g}", 15, colour)
+    board.tile(0.1, 2.0, 1.45, images[:1], frame=BLACK)
+    board.text(0.82, 1.8, "picture", 17)
+    board.tile(12.36 - side, 0.38, side, images[1:2], frame=ORANGE)
+    board.text(12.36 - side / 2, 0.2, "second", 15, ORANGE)
+    board.small(by_unclip(f"the first two held-out pictures of one object; one noise for all; {steps()} DDIM steps, "
                           f"w = {EMBEDDED:g}"))  # fmt: skip
     return board.fig
 
@@ -301,6 +355,46 @@ def errors_over_w():
     return fig
 
 
+@shows(weights=("toybox-gan", "toybox-sd"), records=("keeping",))
+def gan_latents():
+    """Cats and other nouns inverted by a GAN of cats, and by the diffusion model; beside them the errors of all."""
+    rng, alike = np.random.default_rng(106), dict(edits.ALONE, pattern="plain")  # as measurements/keeping.py
+    others = [noun for noun in NOUNS if noun != "cat"]
+    x = torch.stack([from_uint8(render(sample_spec(rng, noun, **alike))) for noun in ["cat"] * 20 + others[:2]])
+    shown, nouns = x[[0, 1, 20, 21]], ["cat", "cat", *others[:2]]
+    (generator, encoder), searched = load_gan(), size(300, 3)
+    with torch.no_grad():
+        guess = encoder(shown)[:, None].expand(-1, len(generator.blocks), -1)
+    sd = toybox()
+    found = invert(sd, shown, [f"a photo of a {noun}" for noun in nouns], steps=steps(), fixed_point=1)
+    rows = (("given", BLACK, shown),
+            ("one latent w", ORANGE, gan_inversion(generator, shown, generator.mean_latent(), steps=searched)[1]),
+            ("a w for\neach block", RED, gan_inversion(generator, shown, guess, steps=searched)[1]),
+            ("diffusion\nlatent", BLUE, redraw(sd, found)))  # fmt: skip
+    ways = ("from the mean", "a latent for each block", "diffusion")
+    with plt.rc_context(STYLE):
+        board, side = Board(5.2), 1.06
+        for r, (words, colour, images) in enumerate(rows):
+            y = 0.4 + r * (side + 0.03)
+            board.text(1.6, y + side / 2, words, 16, colour, ha="right")
+            for k in range(4):
+                board.tile(1.75 + k * (side + 0.08), y, side, images[k : k + 1])
+                if not r:
+                    board.text(1.75 + k * (side + 0.08) + side / 2, 0.2, nouns[k], 15)
+        ax = board.fig.add_axes((0.6, 0.2, 0.39, 0.68))
+        for place, key in enumerate(("cats", "others")):
+            for k, (way, colour) in enumerate(zip(ways, (ORANGE, RED, BLUE), strict=True)):
+                estimate = statistics.mean(record("keeping")["gan"][way][key]["own"])
+                bar_with_interval(ax, place * 3.8 + k, row_of(estimate), colour, 0.85)
+        ax.set_xticks([1, 4.8], ["cats", "other nouns"], fontsize=16)
+        ax.set_title("PSNR to the picture, dB", fontsize=17)
+        ax.grid(axis="x", alpha=0)
+    count = len(record("keeping")["gan"]["diffusion"]["cats"]["own"])
+    board.small(f"The GAN draws cats alone. Pictures: the first two measured of both kinds, {searched} steps of Adam. "
+                f"Bars: {count} pictures each, 95 % intervals, {measured_on('keeping')}")  # fmt: skip
+    return board.fig
+
+
 @shows(weights=("toybox-sd",))
 def sdedit_strip():
     """SDEdit: noise up to some time, then drawn on with the new prompt, at five strengths."""
@@ -363,6 +457,50 @@ def prompt_to_prompt():
     return board.fig
 
 
+def with_maps(source: str, target: str, x_T: Tensor, change: Edit | None = None) -> tuple:
+    """An edit, and the relative maps of both prompts' words in the layers of 8 x 8 before any is taken over."""
+    sd, maps = toybox(), AttentionMaps(8)
+    with attention_hook(sd.unet, maps):
+        before, after = edit(sd, source, target, x_T, change, w=SCALE, steps=steps())
+    both = zip((source, target), maps.mean()[-2:], strict=True)
+    return before, after, *(relative_maps(by_word(of_one, text.words(sd.tokenizer, prompt))) for prompt, of_one in both)
+
+
+@shows(weights=("toybox-sd",))
+def attention_controls():
+    """The three edits of Prompt-to-Prompt, each with the map that it works on."""
+    sd, board, side = toybox(), Board(5.65), 1.4
+    x_T, target = sd.noise(1, seed=4), "a photo of a blue cat on the beach"
+    again = sd.sample(target, x_T=x_T, w=SCALE, steps=steps())
+    red, swapped, of_red, _ = with_maps("a photo of a red cat on the beach", target, x_T)
+    cat, added, _, of_blue = with_maps("a photo of a cat on the beach", target, x_T)
+    hat = "a photo of a blue cat wearing a red hat in the snow"
+    weighed = {by: with_maps(hat, hat, x_T, Edit(1.0, 0.2, weights={"hat": by})) for by in (-2.0, 3.0)}
+    plain, _, of_hat, _ = weighed[3.0]
+    rows = (
+        ("word swap", "red cat → blue cat", "“blue” takes the map of “red”",
+         ((red, "source"), (heat(red[0], of_red["red"]), "map of “red”"), (swapped, "edited"),
+          (again, "prompt again"))),
+        ("added word", "cat → blue cat", "“blue” keeps its own map,\nthe other words take the source’s",
+         ((cat, "source"), (heat(added[0], of_blue["blue"]), "map of “blue”"), (added, "edited"),
+          (again, "prompt again"))),
+        ("re-weighting", "blue cat wearing a red hat", "the map of “hat” times a number",
+         ((plain, "source"), (heat(plain[0], of_hat["hat"]), "map of “hat”"), (weighed[-2.0][1], "“hat” × −2"),
+          (weighed[3.0][1], "“hat” × 3"))),
+    )  # fmt: skip
+    for r, (name, asked, rule, tiles) in enumerate(rows):
+        y, colour = 0.3 + r * (side + 0.3), (BLUE, GREEN, RED)[r]
+        board.text(0.05, y + 0.22, name, 21, colour, ha="left")
+        board.text(0.05, y + 0.62, asked, 16, ha="left")
+        board.text(0.05, y + 1.07, rule, 15, GREY, ha="left")
+        for x, (image, words) in zip((4.3, 6.05, 8.65, 10.6), tiles, strict=True):
+            board.tile(x, y, side, image)
+            board.text(x + side / 2, y - 0.14, words, 14, GREY if words == "prompt again" else BLACK)
+        board.arrow((7.6, y + side / 2), (8.5, y + side / 2), colour)
+    board.small(drawn_by(f"one noise, {steps()} steps, w = {SCALE:g}; maps of the 8×8 layers, relative to all words"))
+    return board.fig
+
+
 @shows(records=("editing", "editing_samples.png"))
 def plug_and_play_rows():
     """Plug-and-Play as a diagram, and the first measured edits by it, beside prompting again and the right answer."""
@@ -395,6 +533,68 @@ def plug_and_play_rows():
     return board.fig
 
 
+def first_failure(method: str, kind: str) -> edits.TrueEdit:
+    """The first measured edit of a kind that this method was not found to obey."""
+    obeyed = scores_of(method)["obeyed"]
+    return next(one for one, score in zip(edits.true_edits(len(obeyed)), obeyed) if one.kind == kind and score == 0)
+
+
+@shows(weights=("toybox-sd",), records=("editing",))
+def where_edits_fail():
+    """How often each kind of edit is obeyed, method by method; and the first failure of each in its weakest kind."""
+    sd, board, side = toybox(), Board(5.3), 1.13
+    methods = (("prompt again", "prompt again"), ("SDEdit 0.6", "SDEdit 0.6"),
+               ("pinned DDIM + Prompt-to-Prompt", "pinned P2P"), ("null-text + Prompt-to-Prompt", "null-text P2P"),
+               ("Plug-and-Play", "Plug-and-Play"))  # fmt: skip
+    all_kinds = [one.kind for one in edits.true_edits(record("editing")["edits"])]
+    groups = {kind: torch.tensor([one == kind for one in all_kinds]) for kind in edits.KINDS}
+    shares = {key: {kind: statistics.share(scores_of(key)["obeyed"][at]) for kind, at in groups.items()}
+              for key, _ in methods}  # fmt: skip
+    left, wide, high = 1.7, 0.8, 0.66
+    for i, kind in enumerate(edits.KINDS):
+        board.text(left + (i + 0.5) * wide, 0.55, kind.replace(" ", "\n").replace("accessory", "access."), 14)
+    for r, (key, name) in enumerate(methods):
+        y = 0.9 + r * high
+        board.text(left - 0.1, y + high / 2, name, 15, ha="right")
+        for i, kind in enumerate(edits.KINDS):
+            value = shares[key][kind].value
+            colour = plt.get_cmap("cividis")(value)
+            board.ax.add_patch(plt.Rectangle((left + i * wide, y), wide - 0.04, high - 0.04, facecolor=colour))
+            board.text(left + (i + 0.48) * wide, y + high / 2 - 0.02, f"{value:.2f}", 15,
+                       BLACK if value > 0.5 else "white")  # fmt: skip
+    board.text(left + 3.5 * wide, 0.15, "share of edits obeyed", 17)
+    board.text(left + 3.5 * wide, 4.5, "patterns: seldom obeyed by any method", 16, RED)
+    board.text(10.05, 0.15, "first failure in the weakest kind", 17)
+    for i, (key, name) in enumerate(methods[1:]):
+        kind = min((kind for kind in edits.KINDS if kind != "pattern"), key=lambda kind: shares[key][kind].value)
+        one, x = first_failure(key, kind), 7.77 + i * (side + 0.03)
+        given, truth, _ = edits.pictures([one])
+        start = invert(sd, given, one.prompts[0], steps=steps(), fixed_point=1)
+        if key.startswith("SDEdit"):
+            image = sdedit(sd, given, one.prompts[1], 0.6, w=SCALE, steps=steps())
+        elif key.startswith("null-text"):
+            image = edit(sd, *one.prompts, null_text_inversion(sd, start, SCALE), pinned=False)[1]
+        elif key.startswith("pinned"):
+            image = edit(sd, *one.prompts, start, w=SCALE)[1]
+        else:
+            image = plug_and_play(sd, start, one.prompts[1], w=SCALE)
+        board.text(x + side / 2, 0.55, name.replace(" ", "\n").replace("-and-", "-\nand-"), 14)
+        for k, picture in enumerate((given, image, truth)):
+            board.tile(x, 0.85 + k * (side + 0.04), side - 0.02, picture)
+        asked = " ".join(word for word in one.prompts[1].split() if word not in one.prompts[0].split())
+        asked = textwrap.fill("→ " + asked.replace("wearing ", "").replace("with ", ""), 9)
+        board.text(x + side / 2, 4.6, asked, 14, GREY)
+    for k, (words, colour) in enumerate((("given", BLACK), ("edited", RED), ("right", GREEN))):
+        y = 0.85 + k * (side + 0.04) + side / 2
+        board.ax.text(7.62, y, words, fontsize=15, color=colour, ha="center", va="center", rotation=90)
+    counts = [int(at.sum()) for at in groups.values()]
+    error = max(max(share.errors) for row in shares.values() for share in row.values())
+    board.small(f"{min(counts)} or {max(counts)} edits a cell, 95 % intervals reach at most {error:.2f} to a side; "
+                f"pictures: weakest kind with patterns left aside, drawn again, w = {SCALE:g}; P2P: Prompt-to-Prompt; "
+                f"{measured_on('editing')}")  # fmt: skip
+    return board.fig
+
+
 @shows(records=("editing",))
 def obeyed_and_kept():
     """C6: share of edits obeyed against what is kept outside of the edit, for all methods."""
@@ -407,7 +607,7 @@ def obeyed_and_kept():
                ("negative-prompt + Prompt-to-Prompt", "negative-prompt P2P", GREEN, "^", (12, 12), "left"),
                ("null-text + Prompt-to-Prompt", "null-text P2P", RED, "D", (14, -14), "left"),
                ("Plug-and-Play", "Plug-and-Play", BLUE, "v", (-4, 30), "center"),
-               ("autoencoder alone", "the given\npicture", GREY, "*", (-14, 6), "right"))  # fmt: skip
+               ("autoencoder alone", "the given\npicture", GREY, "*", (-26, 8), "right"))  # fmt: skip
     with plt.rc_context(STYLE):
         fig = plt.figure(figsize=(W, 5.2))
         ax = fig.add_axes((0.075, 0.2, 0.915, 0.77))
@@ -486,3 +686,35 @@ def edited_or_learnt():
                        f"Right: structure shared with the picture; subject fidelity times scene read; {len(measured)} "
                        f"subjects, 95 % intervals over subjects, w = 5, {measured_on('keeping')}")  # fmt: skip
     return fig
+
+
+@shows(records=("editing_samples.png", "personalization_tiles.png", "personalization"))
+def next_part3():
+    """Part 3 changed one picture; Part 4 learns a subject from five and draws it in other scenes."""
+    board, sheet = Board(4.4), recorded_sheet()
+    board.text(2.0, 0.25, "Part 3: this picture, changed", 18, BLUE)
+    board.tile(0.1, 0.75, 1.7, sheet["given"][0])
+    board.arrow((1.85, 1.6), (2.25, 1.6), BLUE)
+    board.tile(2.3, 0.75, 1.7, sheet["Plug-and-Play"][0])
+    board.text(2.05, 2.75, "“white” → “black”", 16)
+    board.text(8.5, 0.25, "Part 4: this subject, in new pictures", 18, RED)
+    for k, image in enumerate(open_images(REPOSITORY / "data" / "subjects" / "tilly")):
+        board.tile(4.85 + k % 2 * 0.92, 0.6 + k // 2 * 0.92, 0.88, to_tensor(image, toybox().resolution)[None])
+    board.text(5.75, 3.5, "five pictures", 15)
+    scenes = ("in the snow", "under water", "on the moon")
+    names = record("personalization")["tiles"]
+    tiles = np.array(Image.open(RESULTS / "personalization_tiles.png").convert("RGB"))
+    ways = (("textual_inversion", "a word"), ("dreambooth", "all weights"), ("custom_diffusion", "a few weights"))
+    for r, (way, words) in enumerate(ways):
+        y = 0.6 + r * 0.92
+        board.text(8.35, y + 0.44, words, 16, RED, ha="right")
+        board.arrow((8.45, y + 0.44), (8.85, y + 0.44), RED, 2.5)
+        strip = tiles[64 * names.index(f"tilly {way} 0") :][:64]
+        for i, scene in enumerate(scenes):
+            at = 64 * list(subjects.NEW_SCENES).index(scene)
+            board.tile(8.95 + i * 1.15, y, 0.88, strip[:, at : at + 64])
+            if r == 2:
+                board.text(9.39 + i * 1.15, 3.68, scene.replace("the ", "the\n").replace("r w", "r\nw"), 15)
+    board.small("recorded first samples: of Plug-and-Play; and of Textual Inversion, DreamBooth and Custom Diffusion "
+                f"in their first trainings on Tilly, {measured_on('personalization')}")  # fmt: skip
+    return board.fig
