@@ -40,6 +40,7 @@ done
 if [ "$(uname -s)" = Linux ]; then export CHROME_NO_SANDBOX=1; fi
 
 marp() { node slides/node_modules/@marp-team/marp-cli/marp-cli.js --no-config-file --theme "$out/theme.css" --html "$@"; }
+rm -f "$out"/*.md  # of decks that are no longer there
 $py slides/deck.py "$out" >/dev/null
 $py slides/fonts.py "$out/theme.css" "$out"/*.md
 for deck in "$out"/*.md; do
