@@ -189,7 +189,7 @@ def compare(where: dict[str, Space], labels: Tensor, scale: Scale, schedule, arg
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--minutes", type=float, default=6, help="of training for each space, CPU time")
+    add("--minutes", type=float, default=10, help="of training for each space, CPU time")
     add("--seeds", type=int, nargs="+", default=[0, 1], help="of training")
     add("--pictures", type=int, default=8000, help="to train on")
     add("--test", type=int, default=800, help="real test pictures for the scale")

@@ -650,8 +650,8 @@ def cost_of_spaces():
             ax.errorbar(seconds, values, errors, color=colour, marker=marker, linestyle=line, markersize=10, capsize=4,
                         label=name)  # fmt: skip
         ax.axhline(found["scale"]["real"]["distance"]["value"], color=BLACK, linewidth=2, linestyle="-.")
-        ax.text(46, found["scale"]["real"]["distance"]["value"] + 6, "real pictures", fontsize=14)
         ticks = [60 * found["minutes"] * part for part in (0.125, 0.25, 0.5, 1)]
+        ax.text(ticks[0], found["scale"]["real"]["distance"]["value"] + 6, "real pictures", fontsize=14)
         ax.set_xscale("log", base=2)
         ax.set(ylim=(0, None), xticks=ticks, xticklabels=[f"{t:g}" for t in ticks])
         ax.set(xlabel="CPU seconds of training", ylabel="distance to real pictures")
