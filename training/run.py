@@ -93,7 +93,8 @@ class Run:
             while self.step < args.steps:
                 self._take_step(batch_loss)
                 self.minutes = before + (time.time() - start) / 60
-                used = self.minutes if args.by_clock else self.minutes - before  # by the clock the rate ends at 0
+                by_clock = getattr(args, "by_clock", False)  # a script with its own schedule has no such option
+                used = self.minutes if by_clock else self.minutes - before  # by the clock the rate ends at 0
                 stop = bool(asked) or used > args.minutes
                 end = self.step == args.steps or (self.step % ask_every == 0 and self._any(stop))
                 due, save = self.step % args.log_every == 0, end or time.time() - saved > 60 * args.save_every
